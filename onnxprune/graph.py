@@ -1,0 +1,159 @@
+"""A model as a graph: who makes each tensor, who reads it, and where the constants live.
+
+The ``ModelProto`` stays the truth; this is a read-only index over its main graph. Bodies of If, Loop and Scan are not
+indexed: a tensor that a body captures is listed in ``captured``, so that nobody changes its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+from onnxprune.errors import ModelError
+
+__all__ = ["Edge", "Graph", "attribute", "constant_of", "node_name", "subgraphs", "tensor_values"]
+
+Edge = tuple[int, int]
+"""A use of a tensor: (index of the node, index of its input)."""
+
+_FIELDS = {
+    "value_float": TensorProto.FLOAT,
+    "value_floats": TensorProto.FLOAT,
+    "value_int": TensorProto.INT64,
+    "value_ints": TensorProto.INT64,
+}
+
+
+def attribute(node: NodeProto, name: str) -> object:
+    """The value of an attribute (bytes become str), or None where the node does not have it."""
+    for held in node.attribute:
+        if held.name == name:
+            value: object = onnx.helper.get_attribute_value(held)
+            return value.decode() if isinstance(value, bytes) else value
+    return None
+
+
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    """The bodies a node carries (If, Loop, Scan)."""
+    for held in node.attribute:
+        if held.type == AttributeProto.GRAPH:
+            yield held.g
+        elif held.type == AttributeProto.GRAPHS:
+            yield from held.graphs
+
+
+def constant_of(node: NodeProto) -> TensorProto | None:
+    """The tensor a Constant node holds; None for other nodes and for what is not a dense numeric tensor.
+
+    https://onnx.ai/onnx/operators/onnx__Constant.html
+    """
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
+        return None
+    held = node.attribute[0]
+    if held.name == "value":
+        return held.t
+    if held.name not in _FIELDS:
+        return None
+    value = onnx.helper.get_attribute_value(held)
+    dims = [] if held.name in ("value_float", "value_int") else [len(value)]
+    flat = [value] if not dims else list(value)
+    return onnx.helper.make_tensor(node.output[0], _FIELDS[held.name], dims, flat)
+
+
+def tensor_values(tensor: TensorProto, folder: Path | None) -> NDArray[np.generic]:
+    """The numbers of a tensor; a read-only view where they lie in the model's bytes.
+
+    External data is read from ``folder`` by ONNX, which refuses paths that leave it.
+
+    Raises: ModelError where the numbers are missing or do not fit the declared shape.
+    """
+    try:
+        return np.asarray(numpy_helper.to_array(tensor, str(folder) if folder else ""))
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"constant '{tensor.name}' cannot be read: {lines[0]}") from error
+
+
+def node_name(node: NodeProto) -> str:
+    """How a report calls a node: its own name, or its operator and first output."""
+    return node.name or f"{node.op_type}→{next(iter(node.output), '?')}"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An index over the main graph of a model.
+
+    ``folder`` is where external data lies (None: all data is in the model).
+    """
+
+    model: ModelProto
+    folder: Path | None = None
+
+    @cached_property
+    def nodes(self) -> Sequence[NodeProto]:
+        return list(self.model.graph.node)
+
+    @cached_property
+    def opset(self) -> int:
+        """The version of the standard operators (ai.onnx) the model is written in."""
+        return next((o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+    @cached_property
+    def producer(self) -> dict[str, int]:
+        """Tensor → index of the node that makes it."""
+        return {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
+
+    @cached_property
+    def consumers(self) -> dict[str, list[Edge]]:
+        """Tensor → its uses, in the order of the nodes."""
+        uses: dict[str, list[Edge]] = {}
+        for i, node in enumerate(self.nodes):
+            for k, name in enumerate(node.input):
+                if name:
+                    uses.setdefault(name, []).append((i, k))
+        return uses
+
+    @cached_property
+    def constants(self) -> dict[str, TensorProto]:
+        """Every tensor whose numbers are stored: initializers and Constant nodes."""
+        held = {tensor.name: tensor for tensor in self.model.graph.initializer}
+        for node in self.nodes:
+            tensor = constant_of(node)
+            if tensor is not None:
+                held[node.output[0]] = tensor
+        return held
+
+    @cached_property
+    def inputs(self) -> list[str]:
+        """The inputs a caller has to feed (IR 3 also lists initializers among the inputs)."""
+        stored = {tensor.name for tensor in self.model.graph.initializer}
+        stored |= {sparse.values.name for sparse in self.model.graph.sparse_initializer}
+        return [value.name for value in self.model.graph.input if value.name not in stored]
+
+    @cached_property
+    def outputs(self) -> list[str]:
+        return [value.name for value in self.model.graph.output]
+
+    @cached_property
+    def captured(self) -> frozenset[str]:
+        """Tensors of the main graph that bodies of control-flow nodes read."""
+        names: set[str] = set()
+        bodies = [body for node in self.nodes for body in subgraphs(node)]
+        while bodies:
+            body = bodies.pop()
+            names.update(value.name for value in body.output)
+            for node in body.node:
+                names.update(node.input)
+                bodies.extend(subgraphs(node))
+        return frozenset(names)
+
+    def values(self, name: str) -> NDArray[np.generic]:
+        """The numbers of a stored constant. Raises KeyError for other tensors."""
+        return tensor_values(self.constants[name], self.folder)

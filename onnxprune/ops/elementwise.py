@@ -1,0 +1,160 @@
+"""Element-wise operators: operands broadcast against each other, and channels at equal positions are the same.
+
+What matters beyond that is whether a channel that is zero stays zero, because a consumer that sums over channels
+without a weight of its own (Q·Kᵀ) is only exact if removed channels are zero in the masked reference.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxprune.channels import Axes, Ids, NodeContext
+
+__all__ = ["add", "batch_normalization", "broadcast", "clip", "compare", "divide", "multiply", "power", "where", "zero",
+           "zero_never", "zero_to_infinity"]  # fmt: skip
+
+
+def broadcast(ctx: NodeContext, operands: list[int]) -> tuple[Axes, dict[int, bool]]:
+    """Unify operands as ONNX broadcasts them (right-aligned); also say which operands span every channel axis.
+
+    An operand of size 1 along an axis feeds all channels there, so its own single channel may not leave.
+    """
+    shapes = {k: ctx.shape(k) for k in operands}
+    out = np.broadcast_shapes(*shapes.values())
+    parts: list[list[tuple[int, Ids | None]]] = [[] for _ in out]
+    for k in operands:
+        offset = len(out) - len(shapes[k])
+        for axis, ids in enumerate(ctx.axes(k), offset):
+            if shapes[k][axis - offset] == 1 and out[axis] != 1:
+                ctx.freeze(ids, "one channel broadcast over many")
+            else:
+                parts[axis].append((k, ids))
+    result: list[Ids | None] = []
+    spans = dict.fromkeys(operands, True)
+    for part in parts:
+        ids = part[0][1]
+        for _, other in part[1:]:
+            ids = ctx.unify(ids, other)
+        if any(other is None for _, other in part):
+            for _, other in part:
+                ctx.freeze(other, "coupled with an axis of fixed size")
+            ids = None
+        result.append(ids)
+        if ids is not None:
+            for k in operands:
+                spans[k] &= any(k == held for held, _ in part)
+    return tuple(result), spans
+
+
+def _operands(ctx: NodeContext) -> list[int]:
+    return [k for k in range(len(ctx.node.input)) if ctx.has(k)]
+
+
+def _result(ctx: NodeContext, axes: Axes, zero_stays: bool) -> list[Axes]:
+    """The first output has the given axes; further outputs (Dropout's mask) are plain."""
+    if zero_stays:
+        ctx.builder.zero.add(ctx.node.output[0])
+    return [axes, *ctx.plain_outputs()[1:]]
+
+
+def zero(ctx: NodeContext) -> list[Axes]:
+    """f(x) with f(0) = 0: ReLU, Tanh, GELU, Cast. Further inputs are parameters."""
+    return _result(ctx, ctx.axes(0), ctx.zeroed(0))
+
+
+def zero_never(ctx: NodeContext) -> list[Axes]:
+    """f(x) with f(0) ≠ 0 and finite: Sigmoid, Exp, Softplus."""
+    return _result(ctx, ctx.axes(0), False)
+
+
+def zero_to_infinity(ctx: NodeContext) -> list[Axes]:
+    """f(x) with a pole at 0: Reciprocal, Log. A removed channel must not be zero here: 0·∞ is not 0."""
+    if ctx.zeroed(0):
+        for ids in ctx.axes(0):
+            ctx.freeze(ids, "infinite where a removed channel is zero")
+    return _result(ctx, ctx.axes(0), False)
+
+
+def clip(ctx: NodeContext) -> list[Axes]:
+    """min(max(x, low), high); keeps zero iff low ≤ 0 ≤ high. Bounds are attributes before opset 11."""
+    low, high = (_bound(ctx, name, k) for k, name in ((1, "min"), (2, "max")))
+    return _result(ctx, ctx.axes(0), ctx.zeroed(0) and (low is None or low <= 0) and (high is None or high >= 0))
+
+
+def _bound(ctx: NodeContext, name: str, k: int) -> float | None:
+    for held in ctx.node.attribute:
+        if held.name == name:
+            return held.f
+    if not ctx.has(k):
+        return None
+    constant = ctx.builder.graph.constants.get(ctx.node.input[k])
+    return float(ctx.builder.graph.values(constant.name).ravel()[0]) if constant is not None else float("nan")
+
+
+def add(ctx: NodeContext) -> list[Axes]:
+    """a + b, a − b, Sum, Mean, Min, Max: zero where all operands are. Constants are zeroed along with the channel."""
+    operands = _operands(ctx)
+    axes, spans = broadcast(ctx, operands)
+    labelled = any(ids is not None for ids in axes)
+    for k in operands:
+        if labelled and ctx.is_constant(k) and spans[k]:
+            ctx.mask(k)
+    return _result(ctx, axes, all(spans[k] and ctx.zeroed(k) for k in operands))
+
+
+def multiply(ctx: NodeContext) -> list[Axes]:
+    """a · b: zero where any operand is."""
+    operands = _operands(ctx)
+    axes, spans = broadcast(ctx, operands)
+    return _result(ctx, axes, any(spans[k] and ctx.zeroed(k) for k in operands))
+
+
+def divide(ctx: NodeContext) -> list[Axes]:
+    """a / b: zero where a is; a denominator that the masked reference makes zero is frozen."""
+    axes, spans = broadcast(ctx, [0, 1])
+    if spans[1] and ctx.zeroed(1):
+        for ids in ctx.axes(1):
+            ctx.freeze(ids, "divides by a channel that removal makes zero")
+    return _result(ctx, axes, spans[0] and ctx.zeroed(0))
+
+
+def power(ctx: NodeContext) -> list[Axes]:
+    """a ** b: zero where a is, for a constant positive exponent."""
+    axes, spans = broadcast(ctx, [0, 1])
+    constant = ctx.builder.graph.constants.get(ctx.node.input[1])
+    positive = constant is not None and bool(np.all(ctx.builder.graph.values(ctx.node.input[1]) > 0))
+    if ctx.zeroed(0) and not positive:
+        for ids in ctx.axes(0):
+            ctx.freeze(ids, "raised to an exponent that may be negative")
+    return _result(ctx, axes, positive and spans[0] and ctx.zeroed(0))
+
+
+def compare(ctx: NodeContext) -> list[Axes]:
+    """Equal, Less, And, …: a truth value per element."""
+    return _result(ctx, broadcast(ctx, _operands(ctx))[0], False)
+
+
+def where(ctx: NodeContext) -> list[Axes]:
+    """condition ? a : b, https://onnx.ai/onnx/operators/onnx__Where.html"""
+    axes, spans = broadcast(ctx, [0, 1, 2])
+    return _result(ctx, axes, all(spans[k] and ctx.zeroed(k) for k in (1, 2)))
+
+
+def batch_normalization(ctx: NodeContext) -> list[Axes]:
+    """γ·(x − μ)/√(σ² + ε) + β per channel of axis 1; the masked reference zeroes γ and β.
+
+    https://onnx.ai/onnx/operators/onnx__BatchNormalization.html
+    """
+    if ctx.integer("training_mode", 0) or len([name for name in ctx.node.output if name]) > 1:
+        return ctx.freeze_all("batch statistics are computed at run time")
+    if not all(ctx.is_constant(k) for k in range(1, 5)):
+        return ctx.freeze_all("its parameters are computed")
+    axes = list(ctx.axes(0))
+    for k in range(1, 5):
+        axes[1] = ctx.unify(axes[1], ctx.axes(k)[0])
+    if axes[1] is None:
+        for k in range(1, 5):
+            ctx.freeze(ctx.axes(k)[0], "coupled with an axis of fixed size")
+    ctx.mask(1)
+    ctx.mask(2)
+    return _result(ctx, tuple(axes), all(ids is None for a, ids in enumerate(axes) if a != 1))

@@ -1,0 +1,199 @@
+"""Operators that work per channel over space, and operators that compute across the indices of an axis.
+
+The former carry channels through. The latter are consumers: a sum over channels that are zero in the masked reference
+is exact without them; a mean, a maximum or a normalisation is not, so its channels stay (or, where the user allows it,
+a normalisation is computed over fewer channels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from onnxprune.channels import Axes, Ids, NodeContext
+from onnxprune.editing import NodeEditor
+
+__all__ = ["group_normalization", "instance_normalization", "layer_normalization", "pool", "reduce", "resample",
+           "resize_group_normalization", "softmax", "spatial", "sum_reduce", "take_axis"]  # fmt: skip
+
+
+def _pass(ctx: NodeContext, axes: Axes, zero_stays: bool) -> list[Axes]:
+    if zero_stays:
+        ctx.builder.zero.add(ctx.node.output[0])
+    return [axes, *ctx.plain_outputs()[1:]]
+
+
+def pool(ctx: NodeContext) -> list[Axes]:
+    """Pools: every channel of axis 1 for itself, over the axes after it."""
+    axes = ctx.axes(0)
+    for ids in axes[2:]:
+        ctx.freeze(ids, "pooled over")
+    outputs = [(*axes[:2], *(None,) * (len(axes) - 2)) for _ in ctx.node.output]
+    if ctx.zeroed(0):
+        ctx.builder.zero.add(ctx.node.output[0])
+    return list(outputs)
+
+
+def spatial(ctx: NodeContext) -> list[Axes]:
+    """An operator that keeps axes 0 and 1 and resamples the rest by further, unlabelled inputs (GridSample, RoiAlign)."""
+    return _pass(ctx, pool(ctx)[0], ctx.zeroed(0))
+
+
+def resample(ctx: NodeContext) -> list[Axes]:
+    """Resize, Upsample, Crop: axes whose size changes are resampled; the others pass.
+
+    https://onnx.ai/onnx/operators/onnx__Resize.html
+    """
+    axes = list(ctx.axes(0))
+    for a, (size, wide) in enumerate(zip(ctx.shape(0), ctx.out_shape(), strict=True)):
+        if size != wide:
+            ctx.freeze(axes[a], "resampled along the channels")
+            axes[a] = None
+    return _pass(ctx, tuple(axes), ctx.zeroed(0))
+
+
+# ---- reductions -----------------------------------------------------------------------------------------------------
+
+
+def _reduced_axes(ctx: NodeContext, rank: int) -> set[int]:
+    named = ctx.integer_list("axes")
+    if named is None and ctx.has(1):
+        named = ctx.integers(1)
+        if named is None:
+            return set(range(rank))
+    if not named:
+        return set() if ctx.integer("noop_with_empty_axes", 0) else set(range(rank))
+    return {a % rank for a in named}
+
+
+def _without(axes: Axes, gone: set[int], keep: bool) -> Axes:
+    left: list[Ids | None] = []
+    for a, ids in enumerate(axes):
+        if a not in gone:
+            left.append(ids)
+        elif keep:
+            left.append(None)
+    return tuple(left)
+
+
+def reduce(ctx: NodeContext) -> list[Axes]:
+    """ReduceMean, ReduceMax, …: reduced channels are frozen (a mean may be renormalised on request)."""
+    axes = ctx.axes(0)
+    gone = _reduced_axes(ctx, len(axes))
+    renorm = ctx.builder.allow_renorm and ctx.node.op_type == "ReduceMean"
+    _reduce_channels(ctx, [axes[a] for a in sorted(gone)], renorm, f"{ctx.node.op_type} over the channels")
+    return _pass(ctx, _without(axes, gone, bool(ctx.integer("keepdims", 1))), ctx.zeroed(0))
+
+
+def _reduce_channels(ctx: NodeContext, held: Sequence[Ids | None], renorm: bool, reason: str) -> None:
+    found = [ids for ids in held if ids is not None]
+    for ids in found:
+        if renorm:
+            ctx.need(None, ids)
+        else:
+            ctx.freeze(ids, reason)
+    if renorm and found:
+        ctx.builder.renormalised.append(ctx.node.name or ctx.node.output[0])
+
+
+def sum_reduce(ctx: NodeContext) -> list[Axes]:
+    """ReduceSum, ReduceL1, ReduceL2, ReduceSumSquare: exact without channels that are zero."""
+    if not ctx.zeroed(0):
+        return reduce(ctx)
+    axes = ctx.axes(0)
+    gone = _reduced_axes(ctx, len(axes))
+    for a in gone:
+        ctx.need(None, axes[a])
+    return _pass(ctx, _without(axes, gone, bool(ctx.integer("keepdims", 1))), True)
+
+
+def take_axis(default: int, *, keeps_axis: bool, plain_rank: bool = True
+              ) -> Callable[[NodeContext], list[Axes]]:  # fmt: skip
+    """ArgMax, TopK, CumSum, LpNormalization, LRN: compute across one axis, pass the others."""
+
+    def rule(ctx: NodeContext) -> list[Axes]:
+        axes = ctx.axes(0)
+        axis = ctx.axis("axis", default, len(axes))
+        ctx.freeze(axes[axis], f"{ctx.node.op_type} over the channels")
+        kept = keeps_axis or bool(ctx.integer("keepdims", 1))
+        result = tuple(None if a == axis else ids for a, ids in enumerate(axes) if kept or a != axis)
+        return [result for _ in ctx.node.output]
+
+    return rule
+
+
+def softmax(ctx: NodeContext) -> list[Axes]:
+    """Softmax, LogSoftmax, Hardmax: over one axis; before opset 13 over all axes from ``axis`` on.
+
+    https://onnx.ai/onnx/operators/onnx__Softmax.html
+    """
+    axes = ctx.axes(0)
+    recent = ctx.builder.graph.opset >= 13
+    axis = ctx.axis("axis", -1 if recent else 1, len(axes))
+    across = {axis} if recent else set(range(axis, len(axes)))
+    for a in across:
+        ctx.freeze(axes[a], f"{ctx.node.op_type} over the channels")
+    return [tuple(None if a in across else ids for a, ids in enumerate(axes))]
+
+
+# ---- normalisations -------------------------------------------------------------------------------------------------
+
+
+def layer_normalization(ctx: NodeContext) -> list[Axes]:
+    """LayerNormalization, RMSNormalization, SkipLayerNormalization: over the axes from ``axis`` on.
+
+    https://onnx.ai/onnx/operators/onnx__LayerNormalization.html
+    """
+    axes = list(ctx.axes(0))
+    axis = ctx.axis("axis", -1, len(axes))
+    skip = 2 if ctx.node.op_type.startswith("Skip") else 1
+    for k in range(1, skip):
+        for a, ids in enumerate(ctx.axes(k)):
+            axes[a] = ctx.unify(axes[a], ids)
+    _reduce_channels(ctx, axes[axis:], ctx.builder.allow_renorm, "normalised over the channels")
+    for k in range(skip, len(ctx.node.input)):
+        if ctx.has(k):
+            for a, ids in zip(range(-1, -1 - len(ctx.shape(k)), -1), ctx.axes(k)[::-1], strict=True):
+                axes[a] = ctx.unify(axes[a], ids)
+            ctx.mask(k)
+    outputs = ctx.plain_outputs()
+    outputs[0] = tuple(axes)
+    if len(outputs) > 3 and skip == 2 and ctx.node.output[3]:
+        outputs[3] = tuple(axes)
+    return outputs
+
+
+def instance_normalization(ctx: NodeContext) -> list[Axes]:
+    """Every channel of axis 1 over space, then γ·x + β; https://onnx.ai/onnx/operators/onnx__InstanceNormalization.html"""
+    axes = list(ctx.axes(0))
+    for a in range(2, len(axes)):
+        ctx.freeze(axes[a], "normalised over the channels")
+        axes[a] = None
+    for k in (1, 2):
+        axes[1] = ctx.unify(axes[1], ctx.axes(k)[0])
+        ctx.mask(k)
+    return _pass(ctx, tuple(axes), axes[0] is None)
+
+
+def group_normalization(ctx: NodeContext) -> list[Axes]:
+    """Channels normalised together leave together; https://onnx.ai/onnx/operators/onnx__GroupNormalization.html"""
+    axes, count = ctx.axes(0), ctx.integer("num_groups", 1)
+    for ids in axes[2:]:
+        ctx.freeze(ids, "normalised over the channels")
+    if axes[1] is None:
+        ctx.freeze_all("coupled with an axis of fixed size")
+        return ctx.plain_outputs()
+    lines = axes[1].reshape(count, -1)
+    ctx.builder.unify(lines[:, :1], lines)
+    for k in (1, 2):
+        ids = ctx.axes(k)[0]
+        ctx.unify(lines[:, 0] if len(lines) == ctx.shape(k)[0] != axes[1].size else axes[1], ids)
+        ctx.mask(k)
+    return _pass(ctx, (*axes[:2], *(None,) * (len(axes) - 2)), axes[0] is None)
+
+
+def resize_group_normalization(edit: NodeEditor) -> None:
+    """The number of groups follows the channels that remain."""
+    ids = edit.axes(0)[1]
+    if ids is not None and edit.changed(ids):
+        count = int(edit.node.attrs["num_groups"])
+        edit.node.attrs["num_groups"] = int(edit.kept(ids).reshape(count, -1).any(axis=1).sum())

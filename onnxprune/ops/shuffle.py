@@ -1,0 +1,78 @@
+"""Channel shuffles written as Reshape → Transpose → Reshape.
+
+[N, C, …] → [N, g, C/g, …] → [N, C/g, g, …] → [N, C, …] permutes the channels. Node by node, the tensor in the middle
+would have to stay rectangular, which couples all branches of a ShuffleNet with each other. As a whole it is a Gather of
+the channels in another order, which is what the rewriter makes of it once channels are missing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxprune.channels import Axes, NodeContext, Shuffle
+from onnxprune.graph import Graph, attribute
+from onnxprune.shapes import Shapes
+
+__all__ = ["find_shuffles", "shuffled"]
+
+
+def shuffled(context: NodeContext, shuffle: Shuffle) -> list[Axes]:
+    """The axes of the last output: those of the source, permuted along one."""
+    builder = context.builder
+    axes = builder.axes.get(shuffle.source, (None,) * len(context.out_shape()))
+    if shuffle.source in builder.zero:
+        builder.zero.add(context.node.output[0])
+    ids = axes[shuffle.axis]
+    if ids is None:
+        return [axes]
+    builder.shuffles[context.index] = shuffle
+    return [(*axes[: shuffle.axis], ids[shuffle.order], *axes[shuffle.axis + 1 :])]
+
+
+def find_shuffles(graph: Graph, shapes: Shapes) -> dict[int, Shuffle]:
+    """Index of the last Reshape → shuffle. All three nodes feed only each other."""
+    found = {}
+    for index, node in enumerate(graph.nodes):
+        if node.op_type == "Transpose":
+            shuffle = _around(graph, shapes, index)
+            if shuffle is not None:
+                found[graph.consumers[node.output[0]][0][0]] = shuffle
+    return found
+
+
+def _around(graph: Graph, shapes: Shapes, index: int) -> Shuffle | None:
+    node = graph.nodes[index]
+    first, last = graph.producer.get(node.input[0]), graph.consumers.get(node.output[0], [])
+    if first is None or graph.nodes[first].op_type != "Reshape" or len(last) != 1 or last[0][1] != 0:
+        return None
+    outside = graph.captured.union(graph.outputs)
+    if len(graph.consumers[node.input[0]]) != 1 or outside & {node.input[0], node.output[0]}:
+        return None
+    closing = graph.nodes[last[0][0]]
+    source = graph.nodes[first].input[0]
+    if closing.op_type != "Reshape" or source in graph.constants:
+        return None
+    before, middle, after = (shapes.of.get(name) for name in (source, node.input[0], closing.output[0]))
+    perm = attribute(node, "perm")
+    if before is None or middle is None or before != after or not isinstance(perm, list):
+        return None
+    return _permutation(source, before, middle, perm, (first, index))
+
+
+def _permutation(source: str, before: tuple[int, ...], middle: tuple[int, ...], perm: list[int],
+                 inner: tuple[int, int]) -> Shuffle | None:  # fmt: skip
+    """The permutation, where the Reshape splits one axis and the Transpose moves only its parts."""
+    extra = len(middle) - len(before)
+    if extra < 1:
+        return None
+    moved = [a for a, p in enumerate(perm) if a != p]
+    if not moved:
+        return None
+    for axis in range(len(before)):
+        parts = range(axis, axis + extra + 1)
+        plain = before[:axis] == middle[:axis] and before[axis + 1 :] == middle[axis + extra + 1 :]
+        if plain and set(moved) <= set(parts):
+            sizes = [middle[a] for a in parts]
+            order = np.arange(before[axis]).reshape(sizes).transpose([perm[a] - axis for a in parts]).ravel()
+            return Shuffle(source, axis, order, inner)
+    return None

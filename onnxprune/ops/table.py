@@ -1,0 +1,228 @@
+"""The table of operators: what each does to channels, and how a node changes with the channels that remain.
+
+One row an operator: ``channels`` reads a node and says what the axes of its outputs carry; ``resize`` (where the node
+spells out sizes or positions) corrects them. Adding an operator is one row here and one test. Operators are described
+at https://onnx.ai/onnx/operators/; those of the domain com.microsoft in ONNX Runtime's ContribOperators.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.channels import Axes, ChannelMap, MapBuilder, NodeContext, Opaque, solve
+from onnxprune.editing import NodeEditor
+from onnxprune.graph import Graph, subgraphs
+from onnxprune.ops import contraction as c
+from onnxprune.ops import elementwise as e
+from onnxprune.ops import fused as f
+from onnxprune.ops import movement as m
+from onnxprune.ops import quantization as q
+from onnxprune.ops import reduction as r
+from onnxprune.ops.shuffle import find_shuffles, shuffled
+from onnxprune.shapes import Shapes, infer_shapes
+
+__all__ = ["RULES", "Rule", "build_map"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``channels``: node → axes of its outputs. ``resize``: correct a node for the channels that remain."""
+
+    channels: Callable[[NodeContext], list[Axes]]
+    resize: Callable[[NodeEditor], None] | None = None
+
+
+def _rows(names: str, channels: Callable[[NodeContext], list[Axes]],
+          resize: Callable[[NodeEditor], None] | None = None) -> dict[str, Rule]:  # fmt: skip
+    return dict.fromkeys(names.split(), Rule(channels, resize))
+
+
+def _plain(ctx: NodeContext) -> list[Axes]:
+    return ctx.plain_outputs()
+
+
+RULES: dict[str, Rule] = {
+    # f(0) = 0
+    **_rows("Abs Asin Asinh Atan Atanh BitwiseNot Cast CastLike Ceil Celu Dropout Elu Erf Floor Gelu HardSwish Identity "
+            "LeakyRelu Mish Neg Relu Round Selu Shrink Sign Sin Sinh Softsign Sqrt Swish Tan Tanh ThresholdedRelu "
+            "Trunc com.microsoft.QuickGelu", e.zero),  # fmt: skip
+    # f(0) ≠ 0
+    **_rows("Acos Acosh Cos Cosh Exp HardSigmoid IsInf IsNaN Not Sigmoid Softplus", e.zero_never),
+    # f(0) = ±∞
+    **_rows("Log Reciprocal", e.zero_to_infinity),
+    **_rows("Clip", e.clip),
+    # several operands, broadcast
+    **_rows("Add Max Mean Min Sub Sum", e.add),
+    **_rows("Mul PRelu", e.multiply),
+    **_rows("Div", e.divide),
+    **_rows("Pow", e.power),
+    **_rows("And Equal Greater GreaterOrEqual Less LessOrEqual Mod Or Xor", e.compare),
+    **_rows("Where", e.where),
+    **_rows("BatchNormalization", e.batch_normalization),
+    # contractions
+    **_rows("Conv", c.conv, c.resize_groups),
+    **_rows("ConvTranspose", c.conv_transpose, c.resize_groups),
+    **_rows("Gemm", c.gemm),
+    **_rows("MatMul", c.matmul),
+    **_rows("com.microsoft.FusedConv", f.fused_conv, c.resize_groups),
+    **_rows("com.microsoft.FusedMatMul", f.fused_matmul),
+    **_rows("com.microsoft.FusedGemm", f.fused_gemm),
+    **_rows("com.microsoft.BiasGelu com.microsoft.FastGelu", f.bias_gelu),
+    # movement
+    **_rows("Concat", m.concat, m.resize_concat),
+    **_rows("ConstantOfShape", m.constant_of_shape, m.resize_shape_input),
+    **_rows("DepthToSpace", m.depth_to_space),
+    **_rows("Expand", m.expand, m.resize_shape_input),
+    **_rows("Flatten", m.flatten),
+    **_rows("Gather", m.gather, m.resize_gather),
+    **_rows("Pad", m.pad, m.resize_pad),
+    **_rows("Reshape", m.reshape, m.resize_shape_input),
+    **_rows("Slice", m.slice_, m.resize_slice),
+    **_rows("SpaceToDepth", m.space_to_depth),
+    **_rows("Split", m.split, m.resize_split),
+    **_rows("Squeeze", m.squeeze),
+    **_rows("Tile", m.tile),
+    **_rows("Transpose", m.transpose),
+    **_rows("Unsqueeze", m.unsqueeze),
+    **_rows("Constant Shape", _plain),
+    # per channel over space
+    **_rows("AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool", r.pool),
+    **_rows("Crop Upsample", r.resample),
+    **_rows("Resize", r.resample, m.resize_shape_input),
+    # across an axis
+    **_rows("ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd", r.reduce),
+    **_rows("ReduceL1 ReduceL2 ReduceSum ReduceSumSquare", r.sum_reduce),
+    **_rows("Hardmax LogSoftmax Softmax", r.softmax),
+    **_rows("ArgMax ArgMin", r.take_axis(0, keeps_axis=False)),
+    **_rows("LpNormalization TopK", r.take_axis(-1, keeps_axis=True)),
+    **_rows("LRN", r.take_axis(1, keeps_axis=True)),
+    # normalisations
+    **_rows("LayerNormalization RMSNormalization SimplifiedLayerNormalization com.microsoft.SkipLayerNormalization "
+            "com.microsoft.SkipSimplifiedLayerNormalization", r.layer_normalization),  # fmt: skip
+    **_rows("InstanceNormalization", r.instance_normalization),
+    **_rows("GroupNormalization", r.group_normalization, r.resize_group_normalization),
+    # quantisation
+    **_rows("DequantizeLinear QuantizeLinear", q.linear),
+}
+
+_STANDARD = ("", "ai.onnx")
+_ROUNDS = 4  # maps built at most; a further one only where an axis chosen at a site turned out frozen
+
+
+def rule_of(op: str, domain: str) -> Rule | None:
+    """The row of an operator, or None where it is not understood."""
+    return RULES.get(op if domain in _STANDARD else f"{domain}.{op}")
+
+
+def build_map(graph: Graph, *, keep: Iterable[str] = (), allow_renorm: bool = False,
+              shapes: Shapes | None = None) -> ChannelMap:  # fmt: skip
+    """The channel map of a model. ``keep``: names of nodes or tensors whose channels are all left alone."""
+    shapes = infer_shapes(graph) if shapes is None else shapes
+    pinned = frozenset(keep)
+    preferences: dict[int, int] = {}
+    best: ChannelMap | None = None
+    for _ in range(_ROUNDS):
+        builder = MapBuilder(graph, shapes, allow_renorm, dict(preferences))
+        _walk(builder, pinned)
+        found = solve(builder)
+        if best is None or free_weight(found) > free_weight(best):
+            best = found
+        stuck = _frozen_sites(builder, found)
+        if not stuck:
+            break
+        for site in stuck:
+            preferences[site] = preferences.get(site, 0) + 1
+    assert best is not None
+    return best
+
+
+def free_weight(channel_map: ChannelMap) -> float:
+    """How much may leave: over all uses of constants, elements times the share of them in free groups."""
+    total = 0.0
+    for axes in channel_map.uses.values():
+        sizes = [len(ids) for ids in axes if ids is not None]
+        frozen = [np.count_nonzero(channel_map.frozen[ids]) for ids in axes if ids is not None]
+        total += float(np.prod(sizes) - np.prod(frozen)) if len(sizes) > 1 else 0.0
+    return total
+
+
+def _frozen_sites(builder: MapBuilder, channel_map: ChannelMap) -> list[int]:
+    """Sites where the axis that was chosen cannot lose anything."""
+    group = channel_map.group_of
+    return [
+        site
+        for site, chosen in builder.sites.items()
+        if all(bool(np.all(channel_map.frozen[group[ids]])) for ids in chosen)
+    ]
+
+
+def _walk(builder: MapBuilder, pinned: frozenset[str]) -> None:
+    """Apply each node's rule in topological order, then freeze what must keep its shape."""
+    graph = builder.graph
+    shuffles = find_shuffles(graph, builder.shapes)
+    inside = {index for shuffle in shuffles.values() for index in shuffle.inner}
+    for index, node in enumerate(graph.nodes):
+        if index in inside:
+            continue
+        context = NodeContext(builder, index)
+        if index in shuffles:
+            outputs = shuffled(context, shuffles[index])
+        elif _is_size(builder, context):
+            outputs = context.plain_outputs()
+        else:
+            outputs = _apply(context)
+        kept = node.name in pinned
+        for name, axes in zip(node.output, outputs, strict=False):
+            if kept or name in pinned:
+                _freeze_axes(builder, axes, index, "left alone on request (--keep)")
+            if name:
+                builder.axes[name] = axes
+        if kept:
+            context.freeze_all("left alone on request (--keep)")
+        if node.input and all(context.is_constant(k) for k in range(len(node.input)) if context.has(k)):
+            builder.derived.update(node.output)
+    _freeze_edges(builder, pinned)
+
+
+def _is_size(builder: MapBuilder, context: NodeContext) -> bool:
+    """A small integer computed from shapes: it carries no channels."""
+    name = next(iter(context.node.output), "")
+    return name in builder.shapes.values and not np.issubdtype(builder.shapes.values[name].dtype, np.floating)
+
+
+def _apply(context: NodeContext) -> list[Axes]:
+    node = context.node
+    rule = rule_of(node.op_type, node.domain)
+    if rule is None or any(True for _ in subgraphs(node)):
+        return context.freeze_all(f"{node.op_type} is not understood")
+    try:
+        if any(name and name not in context.builder.shapes.of for name in node.output[:1]):
+            raise Opaque("the shape of its output is not known")
+        return rule.channels(context)
+    except Opaque as refusal:
+        return context.freeze_all(str(refusal))
+    except (AssertionError, IndexError, KeyError, TypeError, ValueError) as error:  # the node breaks its own schema
+        return context.freeze_all(f"{node.op_type} is malformed ({type(error).__name__}: {error})")
+
+
+def _freeze_axes(builder: MapBuilder, axes: Axes, index: int, reason: str) -> None:
+    for ids in axes:
+        if ids is not None:
+            builder.freeze(ids, index, reason)
+
+
+def _freeze_edges(builder: MapBuilder, pinned: frozenset[str]) -> None:
+    """What leaves the main graph keeps its shape: model outputs, and tensors that bodies capture."""
+    graph = builder.graph
+    for name in graph.outputs:
+        _freeze_axes(builder, builder.axes.get(name, ()), graph.producer.get(name, -1), "a model output")
+    for name in graph.captured:
+        _freeze_axes(builder, builder.axes.get(name, ()), graph.producer.get(name, -1), "read by a body of If, Loop or Scan")
+    shared = set(graph.outputs) | graph.captured | pinned
+    for (index, k), axes in builder.uses.items():
+        if graph.nodes[index].input[k] in shared:
+            reason = "left alone on request (--keep)" if graph.nodes[index].input[k] in pinned else "read elsewhere too"
+            _freeze_axes(builder, axes, index, reason)

@@ -1,0 +1,78 @@
+"""The masked reference: the original model with the planned weights set to zero; same nodes, same shapes.
+
+Every stored constant that makes or reads channels (weights, biases, BatchNorm gain and shift, added constants) is zero
+at the indices of removed channels. A removed channel is then written by nothing and read by nothing, so what it would
+have carried does not matter, and the pruned model must agree with this one on every output.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, numpy_helper
+
+from onnxprune.channels import Axes, ChannelMap
+from onnxprune.graph import Edge, constant_of
+
+__all__ = ["masked_reference"]
+
+
+def masked_reference(channel_map: ChannelMap, keep: NDArray[np.bool_]) -> ModelProto:
+    """The model with stored constants set to zero at channels whose group is not kept (bool [groups])."""
+    changed = {name: tensor for name in _masked_names(channel_map) if (tensor := _masked(channel_map, keep, name))}
+    source = channel_map.graph.model
+    result = ModelProto()
+    result.CopyFrom(source)
+    for i, tensor in enumerate(result.graph.initializer):
+        if tensor.name in changed:
+            result.graph.initializer[i].CopyFrom(changed[tensor.name])
+    for node in result.graph.node:
+        if constant_of(node) is not None and node.output[0] in changed:
+            held = node.attribute[0]
+            held.Clear()
+            held.name, held.type = "value", held.TENSOR
+            held.t.CopyFrom(changed[node.output[0]])
+    return result
+
+
+def _masked_names(channel_map: ChannelMap) -> list[str]:
+    nodes = channel_map.graph.nodes
+    return sorted({nodes[index].input[k] for index, k in channel_map.masked})
+
+
+def _masked(channel_map: ChannelMap, keep: NDArray[np.bool_], name: str) -> TensorProto | None:
+    """The constant with zeros at removed channels, or None where none of its channels is removed."""
+    nodes = channel_map.graph.nodes
+    edges = sorted(edge for edge in channel_map.masked if nodes[edge[0]].input[edge[1]] == name)
+    cuts = [
+        (edge, axis, ~keep[ids])
+        for edge in edges
+        for axis, ids in enumerate(_axes(channel_map, edge))
+        if ids is not None and not np.all(keep[ids])
+    ]
+    if not cuts:
+        return None
+    values = np.array(channel_map.graph.values(name))
+    for edge, axis, gone in cuts:
+        index = (slice(None),) * axis + (gone,)
+        values[index] = _zero(channel_map, edge, axis, gone, values[index].shape)
+    return numpy_helper.from_array(values, name)
+
+
+def _axes(channel_map: ChannelMap, edge: Edge) -> Axes:
+    return channel_map.uses.get(edge, ())
+
+
+def _zero(channel_map: ChannelMap, edge: Edge, axis: int, gone: NDArray[np.bool_],
+          shape: tuple[int, ...]) -> NDArray[np.generic] | int:  # fmt: skip
+    """Zero, which for a quantised weight is its zero point."""
+    node = channel_map.graph.nodes[edge[0]]
+    if node.op_type != "DequantizeLinear" or len(node.input) < 3 or not node.input[2]:
+        return 0
+    points = np.asarray(channel_map.graph.values(node.input[2]))
+    if points.ndim == 0 or points.size == 1:
+        return np.broadcast_to(points.reshape(()), shape)
+    along = next((int(held.i) for held in node.attribute if held.name == "axis"), 1) % len(shape)
+    if along == axis:
+        points = points[gone]
+    return np.broadcast_to(points.reshape([-1 if a == along else 1 for a in range(len(shape))]), shape)

@@ -1,0 +1,358 @@
+"""The rewrite: slice every constant by its channels, correct the nodes that spell out sizes, drop what is empty.
+
+The ModelProto stays the truth; graphsurgeon is the editing view. Nodes are edited there, and only what changed is
+written back, so that everything pruning did not touch comes out as it went in (names, docs, order, annotations).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from onnxprune.channels import Axes, ChannelMap
+from onnxprune.editing import Edits, NodeEditor
+from onnxprune.errors import ModelError
+from onnxprune.graph import Edge, attribute, constant_of, node_name, subgraphs
+from onnxprune.ops import table
+
+__all__ = ["rewrite"]
+
+G_LOGGER.severity = G_LOGGER.CRITICAL  # it writes to stdout
+
+
+def rewrite(channel_map: ChannelMap, keep: NDArray[np.bool_]) -> ModelProto:
+    """The model without the channels whose group is not kept (bool [groups]).
+
+    Requires a ``keep`` that leaves every contraction of a kept output at least one input (``ChannelMap.needs``).
+    Raises ModelError where a node that stays would read a tensor of which nothing is left.
+    """
+    if np.all(keep):
+        result = ModelProto()
+        result.CopyFrom(channel_map.graph.model)
+        return result
+    return _Rewriter(channel_map, keep).run()
+
+
+def take_kept(values: NDArray[np.generic], axes: Axes, keep: NDArray[np.bool_]) -> NDArray[np.generic]:
+    """The part of a constant at kept channels."""
+    cuts = [(a, keep[ids]) for a, ids in enumerate(axes) if ids is not None]
+    for axis, kept in sorted(cuts, key=lambda cut: float(np.mean(cut[1]))):
+        if not np.all(kept):
+            values = np.take(values, np.flatnonzero(kept), axis=axis)
+    return np.asarray(values, order="C")
+
+
+@dataclass
+class _Rewriter:
+    """One rewrite: the view, what is inserted, and which nodes and constants changed."""
+
+    map: ChannelMap
+    keep: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        self.source = self.map.graph.model
+        self.view = list(gs.import_onnx(_without_data(self.source)).nodes)
+        names = {name for node in self.map.graph.nodes for name in (*node.input, *node.output, node.name)}
+        self.edits = Edits(names | set(self.map.graph.constants) | {v.name for v in self.source.graph.input})
+        self.sliced: dict[str, TensorProto] = {}
+        self.dropped: set[int] = set()
+        self.touched: set[int] = set()
+
+    def run(self) -> ModelProto:
+        self._drop_emptied()
+        self._slice_constants()
+        for index in range(len(self.view)):
+            if index not in self.dropped:
+                self._edit(index)
+        self._drop_unused()
+        self._check()
+        return self._written()
+
+    # ---- which nodes go
+
+    def _emptied(self, axes: Axes) -> bool:
+        return any(ids is not None and not np.any(self.keep[ids]) for ids in axes)
+
+    def _drop_emptied(self) -> None:
+        self.empty = {name for name, axes in self.map.axes.items() if self._emptied(axes)}
+        for index, node in enumerate(self.map.graph.nodes):
+            if node.output and all(name in self.empty or not name for name in node.output):
+                self.dropped.add(index)
+
+    def _drop_unused(self) -> None:
+        """Nodes that nobody reads any more; nodes that nobody read before stay as they are."""
+        graph = self.map.graph
+        wanted = set(graph.outputs) | graph.captured
+        for index in reversed(range(len(self.view))):
+            after = self.edits.after.get(index, ())
+            if index in self.dropped:
+                continue
+            outputs = {t.name for node in (self.view[index], *after) for t in node.outputs}
+            unread_before = not any(n in graph.consumers or n in wanted for n in graph.nodes[index].output)
+            if outputs & wanted or unread_before:
+                for node in (self.view[index], *after, *self.edits.before.get(index, ())):
+                    wanted |= {t.name for t in node.inputs}
+            else:
+                self.dropped.add(index)
+        self.wanted = wanted
+
+    def _check(self) -> None:
+        for index, node in enumerate(self.view):
+            if index not in self.dropped:
+                for tensor in node.inputs:
+                    if tensor.name in self.empty:
+                        raise ModelError(
+                            f"nothing is left of '{tensor.name}', which {node.op} '{node.name}' reads; "
+                            "leave some of its channels (--keep) or lower the sparsity"
+                        )
+
+    # ---- constants
+
+    def _slice_constants(self) -> None:
+        for name, edges in self.map.constant_uses().items():
+            alive = [edge for edge in edges if edge[0] not in self.dropped]
+            cut = [edge for edge in alive if self._is_cut(edge)]
+            if not cut:
+                continue
+            everywhere = len(cut) == sum(e[0] not in self.dropped for e in self.map.graph.consumers[name])
+            for group in _alike([(edge, self._kept(edge)) for edge in cut]):
+                part = take_kept(self.map.graph.values(name), self.map.uses[group[0]], self.keep)
+                if everywhere and len(group) == len(cut):
+                    self.sliced[name] = numpy_helper.from_array(part, name)
+                else:
+                    self._copy(name, group, part)
+
+    def _copy(self, name: str, edges: list[Edge], part: NDArray[np.generic]) -> None:
+        """Uses that keep different channels read a constant of their own."""
+        own = self.edits.name(name)
+        self.sliced[own] = numpy_helper.from_array(part, own)
+        for index, k in edges:
+            self.view[index].inputs[k] = gs.Variable(own)
+            self.touched.add(index)
+
+    def _is_cut(self, edge: Edge) -> bool:
+        return any(ids is not None and not np.all(self.keep[ids]) for ids in self.map.uses[edge])
+
+    def _kept(self, edge: Edge) -> tuple[bytes, ...]:
+        return tuple(b"" if ids is None else self.keep[ids].tobytes() for ids in self.map.uses[edge])
+
+    # ---- nodes
+
+    def _edit(self, index: int) -> None:
+        node = self.map.graph.nodes[index]
+        if node.op_type == "Shape":
+            self._restore_shape(index, node)
+            return
+        names = (*node.input, *node.output)
+        cut = [self.map.axes.get(name, ()) for name in names] + [self.map.uses.get((index, k), ()) for k in range(len(node.input))]
+        if not any(ids is not None and not np.all(self.keep[ids]) for axes in cut for ids in axes):
+            return
+        if index in self.map.shuffles:
+            self._permute(index)
+            return
+        rule = table.rule_of(node.op_type, node.domain)
+        if rule is not None and rule.resize is not None:
+            rule.resize(NodeEditor(self.map, self.keep, self.edits, index, self.view[index]))
+            self.touched.add(index)
+
+    def _restore_shape(self, index: int, node: NodeProto) -> None:
+        """Arithmetic on sizes goes on with the original ones; what it ends in is overridden where channels left."""
+        axes = self.map.axes.get(node.input[0], ())
+        cut = {a: len(ids) for a, ids in enumerate(axes) if ids is not None and not np.all(self.keep[ids])}
+        start = attribute(node, "start")
+        first = (start if isinstance(start, int) else 0) % max(len(axes), 1)
+        length = self.map.shapes.of[node.output[0]][0]
+        entries = {a - first: size for a, size in cut.items() if 0 <= a - first < length}
+        if entries and self._reads_entries(node.output[0], set(entries)):
+            NodeEditor(self.map, self.keep, self.edits, index, self.view[index]).restore_output(entries, length)
+            self.touched.add(index)
+
+    def _reads_entries(self, name: str, entries: set[int]) -> bool:
+        """Whether anyone reads one of these entries of a shape; most exports pick out the batch or the height."""
+        length = self.map.shapes.of[name][0]
+        for index, _ in self.map.graph.consumers.get(name, []):
+            node = self.map.graph.nodes[index]
+            value = self.map.shapes.values.get(node.input[1]) if node.op_type == "Gather" else None
+            if value is None or {int(v) % length for v in np.atleast_1d(value)} & entries:
+                return True
+        return name in self.map.graph.captured or name in self.map.graph.outputs
+
+    def _permute(self, index: int) -> None:
+        """A channel shuffle of which channels left becomes a Gather of the others."""
+        shuffle = self.map.shuffles[index]
+        ids = self.map.axes[shuffle.source][shuffle.axis]
+        assert ids is not None
+        kept = self.keep[ids]
+        order = (np.cumsum(kept) - 1)[shuffle.order[kept[shuffle.order]]]
+        indices = self.edits.name(f"{self.view[index].outputs[0].name}_order")
+        self.sliced[indices] = numpy_helper.from_array(order.astype(np.int64), indices)
+        node = self.view[index]
+        node.op, node.attrs = "Gather", {"axis": shuffle.axis}
+        node.inputs = [gs.Variable(shuffle.source), gs.Variable(indices)]
+        self.touched.add(index)
+
+    # ---- writing back
+
+    def _written(self) -> ModelProto:
+        result = _shell(self.source)
+        graph, source = result.graph, self.source.graph
+        for index, proto in enumerate(source.node):
+            if index not in self.dropped:
+                self._write_node(graph, index, proto)
+        read = {name for node in graph.node for name in _read_names(node)} | set(self.map.graph.outputs)
+        unread_before = set(self.map.graph.consumers) | self.map.graph.captured | set(self.map.graph.outputs)
+        for tensor in source.initializer:
+            if tensor.name in read or tensor.name not in unread_before:
+                graph.initializer.append(self.sliced.get(tensor.name, tensor))
+                if tensor.name in self.sliced:
+                    graph.initializer[-1].doc_string = tensor.doc_string
+        held = set(self.map.graph.constants)
+        graph.initializer.extend(t for name, t in self.sliced.items() if name not in held)
+        graph.initializer.extend(self._new_constants(graph))
+        self._write_values(graph, read)
+        return result
+
+    def _write_node(self, graph: GraphProto, index: int, proto: NodeProto) -> None:
+        for node in self.edits.before.get(index, ()):
+            graph.node.append(_new_node(node))
+        if constant_of(proto) is not None and proto.output[0] in self.sliced:
+            graph.node.append(_constant_node(proto, self.sliced[proto.output[0]]))
+        elif index in self.touched:
+            graph.node.append(_edited(proto, self.view[index]))
+        else:
+            graph.node.append(proto)
+        for node in self.edits.after.get(index, ()):
+            graph.node.append(_new_node(node))
+
+    def _new_constants(self, graph: GraphProto) -> Iterator[TensorProto]:
+        """Constants that edits made."""
+        seen: set[str] = set()
+        alive = [self.view[i] for i in range(len(self.view)) if i in self.touched and i not in self.dropped]
+        inserted = [n for place in (self.edits.before, self.edits.after) for i in sorted(place) for n in place[i]
+                    if i not in self.dropped]  # fmt: skip
+        for node in (*alive, *inserted):
+            for tensor in node.inputs:
+                is_new = isinstance(tensor, gs.Constant) and tensor.name not in self.map.graph.constants
+                if is_new and tensor.name not in seen:
+                    seen.add(tensor.name)
+                    yield numpy_helper.from_array(np.asarray(tensor.values), tensor.name)
+
+    def _write_values(self, graph: GraphProto, read: set[str]) -> None:
+        """Declared shapes follow; declarations of tensors that are gone go too."""
+        source = self.source.graph
+        made = {name for node in graph.node for name in node.output}
+        feeds = set(self.map.graph.inputs)
+        stored = {tensor.name: tensor for tensor in graph.initializer}
+        for value in source.input:
+            if value.name in feeds or value.name in stored:
+                graph.input.append(value)
+                if value.name in self.sliced:
+                    _set_dims(graph.input[-1], self.sliced[value.name].dims)
+        for value in source.value_info:
+            if value.name in made or value.name in stored:
+                graph.value_info.append(value)
+                self._cut_dims(graph.value_info[-1])
+        graph.output.extend(source.output)
+        kept = made | set(stored) | feeds
+        graph.quantization_annotation.extend(q for q in source.quantization_annotation if q.tensor_name in kept)
+
+    def _cut_dims(self, value: ValueInfoProto) -> None:
+        if value.name in self.sliced:
+            _set_dims(value, self.sliced[value.name].dims)
+        for axis, ids in enumerate(self.map.axes.get(value.name, ())):
+            if ids is not None and not np.all(self.keep[ids]) and axis < len(value.type.tensor_type.shape.dim):
+                value.type.tensor_type.shape.dim[axis].dim_value = int(np.count_nonzero(self.keep[ids]))
+
+
+def _alike(edges: Iterable[tuple[Edge, tuple[bytes, ...]]]) -> list[list[Edge]]:
+    """Uses that keep the same channels, together."""
+    groups: dict[tuple[bytes, ...], list[Edge]] = {}
+    for edge, kept in edges:
+        groups.setdefault(kept, []).append(edge)
+    return list(groups.values())
+
+
+def _read_names(node: NodeProto) -> Iterator[str]:
+    """Names a node reads, by itself or in its bodies."""
+    yield from node.input
+    for body in subgraphs(node):
+        yield from (value.name for value in body.output)
+        for inner in body.node:
+            yield from _read_names(inner)
+
+
+def _without_data(model: ModelProto) -> ModelProto:
+    """The nodes alone, for the editing view: constants are edited as tensors, bodies are never edited."""
+    light = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    light.graph.name = model.graph.name
+    for node in model.graph.node:
+        added = light.graph.node.add(op_type=node.op_type, name=node.name, domain=node.domain)
+        added.input.extend(node.input)
+        added.output.extend(node.output)
+        added.attribute.extend(a for a in node.attribute if a.type in (a.INT, a.INTS, a.FLOAT, a.STRING))
+    return light
+
+
+def _shell(model: ModelProto) -> ModelProto:
+    """The model without its main graph's nodes, constants and declarations."""
+    result = ModelProto()
+    for field, value in model.ListFields():
+        if field.name == "graph":
+            for inner, held in value.ListFields():
+                if inner.name in ("name", "doc_string"):
+                    setattr(result.graph, inner.name, held)
+                elif inner.name in ("sparse_initializer", "metadata_props"):
+                    getattr(result.graph, inner.name).extend(held)
+        elif field.is_repeated:
+            getattr(result, field.name).extend(value)
+        else:
+            setattr(result, field.name, value)
+    return result
+
+
+def _constant_node(proto: NodeProto, tensor: TensorProto) -> NodeProto:
+    node = NodeProto()
+    node.CopyFrom(proto)
+    del node.attribute[:]
+    node.attribute.append(onnx.helper.make_attribute("value", tensor))
+    return node
+
+
+def _new_node(node: gs.Node) -> NodeProto:
+    return onnx.helper.make_node(
+        node.op, [t.name for t in node.inputs], [t.name for t in node.outputs], node.name, **node.attrs
+    )
+
+
+def _edited(proto: NodeProto, node: gs.Node) -> NodeProto:
+    """The proto with the view's operator, inputs, outputs and changed attributes."""
+    result = NodeProto()
+    result.CopyFrom(proto)
+    result.op_type = node.op
+    del result.input[:], result.output[:]
+    result.input.extend(tensor.name for tensor in node.inputs)
+    result.output.extend(tensor.name for tensor in node.outputs)
+    editable = (onnx.AttributeProto.INT, onnx.AttributeProto.INTS)
+    old = {held.name: held for held in proto.attribute}
+    del result.attribute[:]
+    result.attribute.extend(held for held in proto.attribute if held.type not in editable)
+    for name, value in node.attrs.items():
+        if name not in old or old[name].type in editable:
+            result.attribute.append(onnx.helper.make_attribute(name, value))
+    if node.op != proto.op_type:
+        del result.attribute[:]
+        result.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in node.attrs.items())
+    return result
+
+
+def _set_dims(value: ValueInfoProto, dims: Iterable[int]) -> None:
+    del value.type.tensor_type.shape.dim[:]
+    for size in dims:
+        value.type.tensor_type.shape.dim.add(dim_value=size)

@@ -1,0 +1,386 @@
+"""The shape of every tensor, and the value of every small integer tensor that shapes are computed with.
+
+Channels need sizes, and many models leave some open (batch, height, sequence length). The analysis therefore runs on
+a copy in which every open dimension of the inputs has a size: a *guess*. What the analysis concludes about channel
+axes does not depend on the guess, because their sizes come from the weights.
+
+Three engines, each for what the one before left open:
+  1. ``onnx.shape_inference`` on a copy whose big constants are inputs (fast, exact, standard operators);
+  2. a small evaluator for shape arithmetic (Shape → Gather → Concat → Reshape), node by node, with ONNX's own inference
+     for the node it feeds;
+  3. ONNX Runtime, asked for the shapes it infers for operators ONNX has no schema for (nothing is run).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+from onnxprune.graph import Graph, attribute, constant_of
+
+__all__ = ["Shape", "Shapes", "infer_shapes"]
+
+Shape = tuple[int, ...]
+IntArray = NDArray[np.int64]
+
+_SMALL = 4096  # a constant with at most this many elements stays in the copy: it may be a size, an axis, an index
+_TRACKED = 64  # a computed tensor with at most this many elements may be shape arithmetic
+_OPEN_SIZES = (2, 224, 224, 224)  # sizes for open dimensions by position: batch, then what is usually spatial
+_OTHER_SIZES = (3, 256, 320, 320)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Result of the inference.
+
+    ``of``: tensor → shape, every entry a positive or zero integer; a tensor of unknown shape is absent.
+    ``types``: tensor → ONNX element type.
+    ``values``: tensor → value, for the small integer tensors that could be computed without running the model.
+    """
+
+    of: dict[str, Shape] = field(default_factory=dict)
+    types: dict[str, int] = field(default_factory=dict)
+    values: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+
+
+def infer_shapes(graph: Graph, sizes: Mapping[str, Sequence[int]] | None = None) -> Shapes:
+    """Infer every shape with the inputs at the given sizes (guessed where absent).
+
+    Where dimensions are open, a second guess tells which values depend on them; those are left out of ``values``.
+    """
+    first = _infer_once(graph, sizes or {}, _OPEN_SIZES)
+    if not _has_open_dims(graph):
+        return first
+    second = _infer_once(graph, {}, _OTHER_SIZES).values
+    same = {n: v for n, v in first.values.items() if n in second and np.array_equal(v, second[n])}
+    return Shapes(first.of, first.types, same)
+
+
+def _has_open_dims(graph: Graph) -> bool:
+    feeds = set(graph.inputs)
+    return any(
+        dim.dim_value <= 0
+        for value in graph.model.graph.input
+        if value.name in feeds
+        for dim in value.type.tensor_type.shape.dim
+    )
+
+
+def _infer_once(graph: Graph, sizes: Mapping[str, Sequence[int]], open_sizes: Sequence[int]) -> Shapes:
+    light = _light_copy(graph, sizes, open_sizes)
+    result = Shapes()
+    try:
+        inferred = onnx.shape_inference.infer_shapes(light, check_type=False, strict_mode=False, data_prop=True)
+    except Exception:  # a node that contradicts its schema; the later engines go node by node
+        inferred = light
+    _collect(inferred.graph, result)
+    _evaluate(graph, result)
+    while _ask_runtime(graph, light, result):
+        _evaluate(graph, result)
+    return result
+
+
+def _light_copy(graph: Graph, sizes: Mapping[str, Sequence[int]], open_sizes: Sequence[int]) -> ModelProto:
+    """The model without big constants (they become inputs), without value_info and with concrete input sizes."""
+    source = graph.model
+    light = ModelProto(ir_version=max(source.ir_version, 4), opset_import=source.opset_import)
+    light.functions.extend(source.functions)
+    light.graph.name = "shapes"
+    feeds = set(graph.inputs)
+    for value in source.graph.input:
+        if value.name in feeds:
+            light.graph.input.append(_with_dims(value, sizes.get(value.name), open_sizes))
+    for node in source.graph.node:
+        held = constant_of(node)
+        if held is None:
+            light.graph.node.append(node)
+        else:
+            _add_constant(light.graph, held, node.output[0])
+    for tensor in source.graph.initializer:
+        _add_constant(light.graph, tensor, tensor.name)
+    light.graph.sparse_initializer.extend(source.graph.sparse_initializer)
+    light.graph.output.extend(ValueInfoProto(name=name) for name in graph.outputs)
+    return light
+
+
+def _with_dims(value: ValueInfoProto, dims: Sequence[int] | None, open_sizes: Sequence[int]) -> ValueInfoProto:
+    """The input with concrete dimensions: the given ones, or for open dimensions a size by position."""
+    if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
+        return value
+    last = len(open_sizes) - 1
+    guessed = [
+        dim.dim_value if dim.dim_value > 0 else open_sizes[min(axis, last)]
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim)
+    ]
+    sizes = guessed if dims is None else list(dims)
+    return onnx.helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, sizes)
+
+
+def _add_constant(graph: GraphProto, tensor: TensorProto, name: str) -> None:
+    if prod(tensor.dims) <= _SMALL and not tensor.external_data:
+        graph.initializer.append(tensor)
+        graph.initializer[-1].name = name
+    else:
+        graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
+
+
+def _collect(graph: GraphProto, result: Shapes) -> None:
+    for tensor in graph.initializer:
+        result.of[tensor.name] = tuple(tensor.dims)
+        result.types[tensor.name] = tensor.data_type
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        _note(value, result)
+
+
+def _note(value: ValueInfoProto, result: Shapes) -> None:
+    kind = value.type.tensor_type
+    if kind.elem_type:
+        result.types[value.name] = kind.elem_type
+    if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
+        result.of[value.name] = tuple(dim.dim_value for dim in kind.shape.dim)
+
+
+# ---- the evaluator for shape arithmetic -----------------------------------------------------------------------------
+
+
+def _evaluate(graph: Graph, result: Shapes) -> None:
+    """Walk the nodes once: compute small integer values, and infer the shapes that these values open."""
+    for name, tensor in graph.constants.items():
+        result.of.setdefault(name, tuple(tensor.dims))
+        result.types.setdefault(name, tensor.data_type)
+        if prod(tensor.dims) <= _TRACKED and not tensor.external_data and tensor.data_type != TensorProto.STRING:
+            result.values[name] = graph.values(name)
+    for node in graph.nodes:
+        value = _value_of(node, result)
+        if value is not None and value.size <= _TRACKED:
+            result.values[node.output[0]] = value
+            result.of[node.output[0]] = value.shape
+        elif any(name and name not in result.of for name in node.output):
+            _infer_node(graph, node, result)
+
+
+def _infer_node(graph: Graph, node: NodeProto, result: Shapes) -> None:
+    """ONNX's inference for a single node, told the values of its small inputs."""
+    if node.op_type == "Crop" and node.input[0] in result.of:
+        result.of[node.output[0]] = _cropped(node, result.of[node.input[0]])
+        result.types[node.output[0]] = result.types.get(node.input[0], TensorProto.FLOAT)
+        return
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    version = next((o.version for o in graph.model.opset_import if o.domain == node.domain), graph.opset)
+    known = [name for name in node.input if name in result.of and name in result.types]
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version, domain)
+        kinds = {n: onnx.helper.make_tensor_type_proto(result.types[n], result.of[n]) for n in known}
+        data = {n: onnx.numpy_helper.from_array(np.asarray(result.values[n])) for n in known if n in result.values}
+        found = onnx.shape_inference.infer_node_outputs(
+            schema, node, kinds, data, opset_imports=list(graph.model.opset_import)
+        )
+    except Exception:  # no schema, or inputs of unknown shape: ONNX Runtime is asked next, else the op stays opaque
+        return
+    for name, kind in found.items():
+        value = ValueInfoProto(name=name)
+        value.type.CopyFrom(kind)
+        _note(value, result)
+
+
+def _cropped(node: NodeProto, shape: Shape) -> Shape:
+    """Crop, an experimental operator of opset 1 that older converters still write: border = left, top, right, bottom."""
+    border, scale = attribute(node, "border"), attribute(node, "scale")
+    left, top, right, bottom = border if isinstance(border, list) else [0] * 4
+    if isinstance(scale, list):
+        return (*shape[:2], int(scale[0]), int(scale[1]))
+    return (*shape[:2], shape[2] - top - bottom, shape[3] - left - right)
+
+
+def _value_of(node: NodeProto, result: Shapes) -> NDArray[np.generic] | None:
+    rule = _ARITHMETIC.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if rule is None:
+        return None
+    if node.op_type in ("Shape", "Size"):
+        shape = result.of.get(node.input[0])
+        return None if shape is None else rule(node, [np.array(shape, np.int64)])
+    arguments = [result.values.get(name) if name else None for name in node.input]
+    if any(value is None and name for value, name in zip(arguments, node.input, strict=True)):
+        return None
+    try:
+        with np.errstate(all="ignore"):
+            return rule(node, [a for a in arguments if a is not None])
+    except (ValueError, IndexError, TypeError, OverflowError, MemoryError):
+        return None
+
+
+def _ints(node: NodeProto, name: str, arguments: Sequence[NDArray[np.generic]], position: int) -> list[int] | None:
+    """An integer list that older opsets keep in an attribute and newer ones in an input."""
+    held = attribute(node, name)
+    if held is not None:
+        return [int(v) for v in np.atleast_1d(np.asarray(held))]
+    if len(arguments) > position:
+        return [int(v) for v in np.atleast_1d(arguments[position])]
+    return None
+
+
+def _shape(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+    start, end = attribute(node, "start"), attribute(node, "end")
+    return np.asarray(a[0][slice(start, end)])
+
+
+def _gather(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+    axis = attribute(node, "axis") or 0
+    assert isinstance(axis, int)
+    return np.asarray(np.take(a[0], a[1].astype(np.int64), axis=axis))
+
+
+def _concat(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+    axis = attribute(node, "axis") or 0
+    assert isinstance(axis, int)
+    return np.concatenate(a, axis=axis)
+
+
+def _unsqueeze(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+    axes = _ints(node, "axes", a, 1) or []
+    return np.expand_dims(a[0], tuple(axes))
+
+
+def _squeeze(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+    axes = _ints(node, "axes", a, 1)
+    return np.asarray(np.squeeze(a[0], None if axes is None else tuple(axes)))
+
+
+def _slice(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+    starts, ends = _ints(node, "starts", a, 1) or [], _ints(node, "ends", a, 2) or []
+    axes = _ints(node, "axes", a, 3) or list(range(len(starts)))
+    steps = _ints(node, "steps", a, 4) or [1] * len(starts)
+    index = [slice(None)] * a[0].ndim
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        index[axis] = slice(start, None if step < 0 and end < -a[0].shape[axis] else end, step)
+    return np.asarray(a[0][tuple(index)])
+
+
+def _cast(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+    to = attribute(node, "to")
+    assert isinstance(to, int)
+    return a[0].astype(onnx.helper.tensor_dtype_to_np_dtype(to))
+
+
+def _divide(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+    if np.issubdtype(a[0].dtype, np.integer):
+        return np.asarray(np.trunc(np.true_divide(a[0], a[1]))).astype(a[0].dtype)
+    return np.asarray(np.true_divide(a[0], a[1]))
+
+
+def _fill(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+    dims = tuple(int(d) for d in a[0])
+    if prod(dims) > _TRACKED:
+        raise ValueError("too large to be shape arithmetic")
+    value = attribute(node, "value")
+    filler = onnx.numpy_helper.to_array(value).ravel()[0] if isinstance(value, TensorProto) else np.float32(0)
+    return np.full(dims, filler)
+
+
+def _range(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+    start, limit, delta = (v.item() for v in a)
+    if (limit - start) / delta > _TRACKED:
+        raise ValueError("too large to be shape arithmetic")
+    return np.arange(start, limit, delta, dtype=a[0].dtype)
+
+
+def _reduce_prod(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+    keep = attribute(node, "keepdims")
+    axes = _ints(node, "axes", a, 1)
+    return np.asarray(np.prod(a[0], axis=None if axes is None else tuple(axes), keepdims=keep != 0, dtype=a[0].dtype))
+
+
+def _reshape(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+    target = [a[0].shape[i] if d == 0 else int(d) for i, d in enumerate(np.atleast_1d(a[1]))]
+    return a[0].reshape(target)
+
+
+def _plain(function: Callable[..., object]) -> Callable[[NodeProto, list[NDArray[np.generic]]], NDArray[np.generic]]:
+    return lambda node, a: np.asarray(function(*a))
+
+
+_ARITHMETIC: dict[str, Callable[[NodeProto, list[NDArray[np.generic]]], NDArray[np.generic]]] = {
+    "Shape": _shape,
+    "Size": _plain(lambda shape: np.prod(shape, dtype=np.int64)),
+    "Gather": _gather,
+    "Concat": _concat,
+    "Unsqueeze": _unsqueeze,
+    "Squeeze": _squeeze,
+    "Slice": _slice,
+    "Cast": _cast,
+    "Reshape": _reshape,
+    "ConstantOfShape": _fill,
+    "Range": _range,
+    "ReduceProd": _reduce_prod,
+    "Expand": _plain(lambda x, shape: x * np.ones(tuple(int(d) for d in shape), x.dtype)),
+    "Identity": _plain(lambda x: x),
+    "Add": _plain(np.add),
+    "Sub": _plain(np.subtract),
+    "Mul": _plain(np.multiply),
+    "Div": _divide,
+    "Neg": _plain(np.negative),
+    "Abs": _plain(np.abs),
+    "Floor": _plain(np.floor),
+    "Ceil": _plain(np.ceil),
+    "Sqrt": _plain(np.sqrt),
+    "Min": _plain(lambda *xs: np.minimum.reduce(np.broadcast_arrays(*xs))),
+    "Max": _plain(lambda *xs: np.maximum.reduce(np.broadcast_arrays(*xs))),
+    "Equal": _plain(np.equal),
+    "Less": _plain(np.less),
+    "Greater": _plain(np.greater),
+    "Not": _plain(np.logical_not),
+    "And": _plain(np.logical_and),
+    "Or": _plain(np.logical_or),
+    "Where": _plain(np.where),
+}
+
+
+# ---- ONNX Runtime, for operators without an ONNX schema -------------------------------------------------------------
+
+_ELEMENT_TYPES = {
+    "tensor(float)": TensorProto.FLOAT,
+    "tensor(float16)": TensorProto.FLOAT16,
+    "tensor(double)": TensorProto.DOUBLE,
+    "tensor(uint8)": TensorProto.UINT8,
+    "tensor(int8)": TensorProto.INT8,
+    "tensor(int32)": TensorProto.INT32,
+    "tensor(int64)": TensorProto.INT64,
+    "tensor(bool)": TensorProto.BOOL,
+}
+
+
+def _ask_runtime(graph: Graph, light: ModelProto, result: Shapes) -> bool:
+    """Fill what is still unknown with the shapes ONNX Runtime infers when it builds a session; whether it knew any.
+
+    Only where a tensor of unknown shape is read by a node; nothing is executed.
+    """
+    missing = [n for node in graph.nodes for n in node.output if n and n not in result.of and n in graph.consumers]
+    if not missing:
+        return False
+    import onnxruntime as ort  # slow to import, and most models never need it here
+
+    probe = ModelProto()
+    probe.CopyFrom(light)
+    del probe.graph.output[:]
+    for name in missing:
+        probe.graph.output.append(ValueInfoProto(name=name))
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception:  # the model refuses these sizes, or needs operators this runtime does not have
+        return False
+    known = len(result.of)
+    for output in session.get_outputs():
+        # An empty shape is also how ONNX Runtime says that it does not know the rank.
+        if output.shape and all(isinstance(dim, int) for dim in output.shape):
+            result.of[output.name] = tuple(output.shape)
+            result.types.setdefault(output.name, _ELEMENT_TYPES.get(output.type, TensorProto.UNDEFINED))
+    return len(result.of) > known
