@@ -206,6 +206,19 @@ class NodeContext:
     def out_shape(self, k: int = 0) -> Shape:
         return self._shape_of(self.node.output[k])
 
+    def is_fixed(self, k: int, axis: int) -> bool:
+        """Whether the size of an axis of input k does not depend on dimensions that the model leaves open."""
+        return self.builder.shapes.is_fixed(self.node.input[k], axis)
+
+    def out_is_fixed(self, axis: int, k: int = 0) -> bool:
+        return self.builder.shapes.is_fixed(self.node.output[k], axis)
+
+    def is_read(self, k: int) -> bool:
+        """Whether anyone reads output k."""
+        name = self.node.output[k] if k < len(self.node.output) else ""
+        graph = self.builder.graph
+        return bool(name) and (name in graph.consumers or name in graph.captured or name in graph.outputs)
+
     def _shape_of(self, name: str) -> Shape:
         found = self.builder.shapes.of.get(name)
         if found is None:
@@ -293,20 +306,48 @@ class NodeContext:
         self.builder.sites.setdefault(self.index, []).append(ids)
 
     def mask(self, k: int) -> None:
-        """The masked reference zeroes removed channels of input k, or of the constants it is computed from."""
-        pending = [(self.index, k)]
+        """The masked reference zeroes removed channels of input k, or of the constants it is computed from.
+
+        Raises Opaque, with nothing said, where an operator on the way does not keep a zero.
+        """
+        self.builder.masked.update(self._sources(k))
+
+    def mask_where_possible(self, k: int) -> bool:
+        """Like ``mask``, where the result is exact without it too; whether removed channels of input k are zero now."""
+        try:
+            self.mask(k)
+        except Opaque:
+            return False
+        return self.is_constant(k)
+
+    def _sources(self, k: int) -> set[Edge]:
+        """The uses of stored constants that become zero where input k has to be zero."""
+        pending, found = [(self.index, k)], set()
         graph = self.builder.graph
         while pending:
             edge = pending.pop()
             name = graph.nodes[edge[0]].input[edge[1]]
             if name in graph.constants:
-                self.builder.masked.add(edge)
-            elif name in self.builder.derived:
-                maker = graph.producer[name]
-                if graph.nodes[maker].op_type not in _ZERO_KEEPING:
-                    raise Opaque(f"its constant is computed by {graph.nodes[maker].op_type}")
-                wide = len(graph.nodes[maker].input) if graph.nodes[maker].op_type == "Concat" else 1
-                pending += [(maker, i) for i in range(wide)]
+                found.add(edge)
+            elif name in self.builder.derived and name not in self.builder.zero:
+                pending += self._data_edges(graph.producer[name])
+        return found
+
+    def _data_edges(self, maker: int) -> list[Edge]:
+        """The inputs of a node on stored constants that have to be zero for its output to be zero."""
+        graph, node = self.builder.graph, self.builder.graph.nodes[maker]
+        quantised = node.op_type == "DequantizeLinear" and len(node.input) > 2 and bool(node.input[2])
+        if quantised and node.input[0] not in graph.constants and np.any(self._points(node.input[2])):
+            raise Opaque("its quantised constant is computed, and its zero is not 0")
+        if node.op_type not in _ZERO_KEEPING:
+            raise Opaque(f"its constant is computed by {node.op_type}")
+        wide = len(node.input) if node.op_type == "Concat" else 1
+        return [(maker, i) for i in range(wide)]
+
+    def _points(self, name: str) -> NDArray[np.generic]:
+        """The numbers of a stored zero point; 1 where they are computed."""
+        graph = self.builder.graph
+        return graph.values(name) if name in graph.constants else np.ones(1, np.int8)
 
     def zeroed(self, k: int) -> bool:
         """Whether removed channels of input k are exactly zero in the masked reference."""
@@ -414,15 +455,27 @@ def _couple_shared_constants(builder: MapBuilder) -> None:
         by_name.setdefault(graph.nodes[edge[0]].input[edge[1]], []).append(edge)
     for name, edges in by_name.items():
         masked = [edge for edge in edges if edge in builder.masked]
-        if len(edges) < 2 or not (masked or is_weight(graph.constants[name])):
+        if not (masked or (len(edges) > 1 and is_weight(graph.constants[name]))):
             continue
         if len(graph.constants[name].dims) < 2 and not np.any(graph.values(name)):
             continue
+        if masked and _is_parameter(builder, name):
+            _freeze_uses(builder, edges[:1], f"constant '{name}' is shared with a parameter")
         for edge in edges[1:]:
             for a, b in zip(builder.uses[edges[0]], builder.uses[edge], strict=True):
                 if a is not None and b is not None:
                     builder.unify(a, b)
         if 0 < len(masked) < len(edges):
-            for ids in builder.uses[edges[0]]:
-                if ids is not None:
-                    builder.freeze(ids, edges[0][0], f"constant '{name}' is shared between unlike uses")
+            _freeze_uses(builder, edges[:1], f"constant '{name}' is shared between unlike uses")
+
+
+def _is_parameter(builder: MapBuilder, name: str) -> bool:
+    """Whether a constant is also read where it has no channels: as a bound, a scale, a size."""
+    return any(edge not in builder.uses for edge in builder.graph.consumers[name])
+
+
+def _freeze_uses(builder: MapBuilder, edges: Sequence[Edge], reason: str) -> None:
+    for edge in edges:
+        for ids in builder.uses[edge]:
+            if ids is not None:
+                builder.freeze(ids, edge[0], reason)

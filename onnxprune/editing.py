@@ -6,12 +6,13 @@ graphsurgeon node to what the channel map says of it, for the ``resize_…`` fun
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from onnxprune.channels import Axes, ChannelMap, Ids, MapBuilder, NodeContext
 
@@ -72,7 +73,7 @@ class NodeEditor:
 
     def emptied(self, k: int) -> bool:
         """Whether nothing is left of input k."""
-        return any(ids is not None and not np.any(self.keep[ids]) for ids in self.axes(k))
+        return any(ids is not None and len(ids) > 0 and not np.any(self.keep[ids]) for ids in self.axes(k))
 
     def replace(self, k: int, value: NDArray[np.generic]) -> None:
         """Make input k a new constant."""
@@ -84,34 +85,53 @@ class NodeEditor:
         else:
             self.node.inputs.append(constant)
 
-    def override(self, k: int, entries: Mapping[int, int], keep: Sequence[int] = ()) -> None:
-        """Set entries of a 1-D integer input; entries whose old value is in ``keep`` follow by themselves.
+    def override(self, k: int, entries: Mapping[int, int]) -> None:
+        """Set entries of a 1-D integer input.
 
-        A stored constant is replaced. A computed one stays, and its entries are overridden behind it:
-        value·mask + sizes, which every opset has for int64.
+        A known value is replaced by a constant. One computed at run time stays, and its entries are overridden
+        behind it: value·mask + entries, which every opset has for int64.
         """
+        known = self.context.integers(k)
         name = self.map.graph.nodes[self.index].input[k]
-        if name in self.map.graph.constants:
-            value = np.array(self.map.graph.values(name))
-            for entry, size in entries.items():
-                if int(value.flat[entry]) not in keep:
-                    value.flat[entry] = size
-            self.replace(k, value)
+        if known is not None:
+            value = [entries.get(i, v) for i, v in enumerate(known)]
+            self.replace(k, np.array(value, self._integer_type(name)).reshape(self.map.shapes.of[name]))
             return
         length = self.map.shapes.of[name][0]
-        mask, sizes = np.ones(length, np.int64), np.zeros(length, np.int64)
-        for entry, size in entries.items():
-            mask[entry], sizes[entry] = 0, size
-        self.node.inputs[k] = self._override_computed(self.node.inputs[k], mask, sizes, self.edits.before)
+        mask = [int(i not in entries) for i in range(length)]
+        added = [entries.get(i, 0) for i in range(length)]
+        steps = (("Mul", mask), ("Add", added))
+        self.node.inputs[k] = self._computed(self.node.inputs[k], steps, self._integer_type(name), self.edits.before)
 
-    def _override_computed(self, old: gs.Tensor, mask: NDArray[np.int64], sizes: NDArray[np.int64],
-                           place: dict[int, list[gs.Node]]) -> gs.Variable:  # fmt: skip
-        masked, final = (gs.Variable(self.edits.name(old.name)) for _ in range(2))
-        nodes = place.setdefault(self.index, [])
-        for op, inputs, output, value in (("Mul", old, masked, mask), ("Add", masked, final, sizes)):
-            constant = gs.Constant(self.edits.name(f"{old.name}_{op.lower()}"), value)
-            nodes.append(gs.Node(op, self.edits.name(f"{old.name}_{op}"), inputs=[inputs, constant], outputs=[output]))
-        return final
+    def shrink(self, k: int, sizes: Mapping[int, tuple[int, int]]) -> None:
+        """Let entries of a computed 1-D input follow the channels: entry → (what is left of it, what there was).
+
+        value − value·gone / size, rounded towards zero, leaves the 0, 1 and −1 of a Reshape as they are, and is right
+        for sizes that depend on what is fed (batch × heads).
+        """
+        name = self.map.graph.nodes[self.index].input[k]
+        length = self.map.shapes.of[name][0]
+        gone = [sizes[i][1] - sizes[i][0] if i in sizes else 0 for i in range(length)]
+        size = [sizes[i][1] if i in sizes else 1 for i in range(length)]
+        old, kind = self.node.inputs[k], self._integer_type(name)
+        lost = self._computed(old, (("Mul", gone), ("Div", size)), kind, self.edits.before)
+        self.node.inputs[k] = self._computed(old, (("Sub", lost),), kind, self.edits.before)
+
+    def _integer_type(self, name: str) -> type[np.int32] | type[np.int64]:
+        return np.int32 if self.map.shapes.types.get(name) == TensorProto.INT32 else np.int64
+
+    def _computed(self, old: gs.Tensor, steps: Iterable[tuple[str, list[int] | gs.Variable]],
+                  kind: type[np.int32] | type[np.int64], place: dict[int, list[gs.Node]]) -> gs.Variable:  # fmt: skip
+        """Nodes that compute on a tensor of integers, one operator and operand after another; returns the result."""
+        result, stem = old, old.name
+        for op, operand in steps:
+            if isinstance(operand, list):
+                operand = gs.Constant(self.edits.name(f"{stem}_{op.lower()}"), np.array(operand, kind))
+            made = gs.Variable(self.edits.name(stem))
+            name = self.edits.name(f"{stem}_{op}")
+            place.setdefault(self.index, []).append(gs.Node(op, name, inputs=[result, operand], outputs=[made]))
+            result = made
+        return result
 
     def gather_after(self, axis: int, indices: NDArray[np.int64]) -> None:
         """Pick indices of the node's output along an axis by a Gather behind it."""
@@ -119,17 +139,17 @@ class NodeEditor:
         inner = gs.Variable(self.edits.name(old.name))
         self.node.outputs = [inner]
         picked = gs.Constant(self.edits.name(f"{old.name}_indices"), np.asarray(indices, np.int64))
-        self.edits.after.setdefault(self.index, []).append(
-            gs.Node("Gather", self.edits.name(f"{old.name}_Gather"), {"axis": axis}, [inner, picked], [old])
-        )
+        gather = gs.Node("Gather", self.edits.name(f"{old.name}_Gather"), {"axis": axis}, [inner, picked], [old])
+        self.edits.after.setdefault(self.index, []).insert(0, gather)
 
-    def restore_output(self, entries: Mapping[int, int], length: int) -> None:
-        """Let a Shape node go on reporting the original sizes, so that arithmetic on them stays as it was."""
+    def restore_output(self, entries: Mapping[int, tuple[int, int]], length: int) -> None:
+        """Let a Shape node go on reporting the original sizes, so that arithmetic on them stays as it was.
+
+        ``entries``: entry → (the size that is left, the size there was).
+        """
         old = self.node.outputs[0]
         inner = gs.Variable(self.edits.name(old.name))
         self.node.outputs = [inner]
-        mask, sizes = np.ones(length, np.int64), np.zeros(length, np.int64)
-        for entry, size in entries.items():
-            mask[entry], sizes[entry] = 0, size
-        self._override_computed(inner, mask, sizes, self.edits.after)
+        left, was = ([entries[i][j] if i in entries else 1 for i in range(length)] for j in (0, 1))
+        self._computed(inner, (("Mul", was), ("Div", left)), np.int64, self.edits.after)
         self.edits.after[self.index][-1].outputs = [old]

@@ -13,7 +13,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnxprune.graph import constant_of, subgraphs
 
-__all__ = ["WEIGHT_TYPES", "count_weights", "is_weight", "stored_tensors"]
+__all__ = ["WEIGHT_TYPES", "count_weights", "is_weight", "stored_tensors", "tensors_of"]
 
 WEIGHT_TYPES = frozenset(
     value
@@ -35,12 +35,13 @@ def count_weights(model: ModelProto) -> int:
 
 def stored_tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Every tensor a model stores, wherever it lives."""
-    yield from _of_graph(model.graph)
+    yield from tensors_of(model.graph)
     for function in model.functions:
         yield from _of_nodes(function.node)
 
 
-def _of_graph(graph: GraphProto) -> Iterator[TensorProto]:
+def tensors_of(graph: GraphProto) -> Iterator[TensorProto]:
+    """Every tensor a graph stores, its nodes' bodies included."""
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         # A sparse tensor counts what it stands for, so the dense dims with the values' type.
@@ -54,4 +55,4 @@ def _of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
         if tensor is not None:
             yield tensor
         for body in subgraphs(node):
-            yield from _of_graph(body)
+            yield from tensors_of(body)

@@ -1,14 +1,14 @@
 """Running models on ONNX Runtime: where they run, what they are fed, what comes out.
 
-A *session* is opened on a provider that really works here; *inputs* are loaded, or guessed and tried until the
-session runs; `run` maps named inputs to named outputs. Whatever ONNX Runtime has to say comes back as one line of a
-`ModelError`; nothing of it reaches the terminal.
+A *session* is opened on a provider that really works here; *inputs* are loaded, or guessed and tried until
+the session runs; `run` maps named inputs to named outputs. Whatever ONNX Runtime has to say comes back as
+one line of a `ModelError`; nothing of it reaches the terminal.
 
-How inputs are guessed. What the model gives away itself is used first: the channels a weight takes, the rows of a
-table, the constant that a scalar is compared with. Any other dimension without a size gets a *kind* from its name, or
-else from its place (``x[N, C, H, W]``, ``ids[N, length]``, ``state[layers, N, width]``); all dimensions of one kind
-or one name get one size. Every kind has a list of sizes, likely ones first, and combinations are tried in the order
-of their distance from the likeliest.
+How inputs are guessed. What the model gives away itself is used first: the channels a weight takes, the
+rows of a table, the constant that a scalar is compared with. Any other dimension without a size gets a
+*kind* from its name, or else from its place (``x[N, C, H, W]``, ``ids[N, length]``, ``state[layers, N,
+width]``); all dimensions of one kind or one name get one size. Every kind has a list of sizes, likely ones
+first, and combinations are tried in the order of their distance from the likeliest.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ __all__ = [
     "Shapes",
     "bind",
     "check_inputs",
+    "first_run",
     "format_shapes",
     "guess_inputs",
     "input_specs",
@@ -80,8 +81,8 @@ _WARNING: Final = 2  # its own default
 def resolve_provider(name: Provider, *, tf32: bool = True) -> list[str | tuple[str, dict[str, str]]]:
     """What ONNX Runtime is to be given as ``providers``; the first of them has been seen to work here.
 
-    ``auto`` is CUDA where a model really runs on it, else the CPU. Without ``tf32``, CUDA multiplies float32 in
-    full precision (TensorRT has no such option).
+    ``auto`` is CUDA where a model really runs on it, else the CPU. Without ``tf32``, CUDA multiplies float32
+    in full precision (TensorRT has no such option).
 
     Raises:
         UsageError: the name is unknown, or the provider does not work on this machine.
@@ -91,8 +92,8 @@ def resolve_provider(name: Provider, *, tf32: bool = True) -> list[str | tuple[s
     chosen = name if name != "auto" else "cuda" if _works("cuda") else "cpu"
     if not _works(chosen):
         raise UsageError(
-            f"provider '{name}' does not work here: ONNX Runtime cannot run a model on {_CHAINS[chosen][0]} (it needs "
-            "onnxruntime-gpu, a GPU with its driver, and the libraries it was built for); use --provider cpu"
+            f"provider '{name}' does not work here: ONNX Runtime cannot run a model on {_CHAINS[chosen][0]} "
+            "(it needs onnxruntime-gpu, a GPU with its driver, and CUDA's libraries); use --provider cpu"
         )
     precise = ("CUDAExecutionProvider", {"use_tf32": "0"})
     return [precise if not tf32 and each == precise[0] else each for each in _CHAINS[chosen]]
@@ -100,20 +101,21 @@ def resolve_provider(name: Provider, *, tf32: bool = True) -> list[str | tuple[s
 
 @functools.cache
 def _works(name: str) -> bool:
-    """Whether a small model really runs there; being listed as available only says that it was compiled in."""
+    """Whether a small model really runs there; being listed as available says only 'compiled in'."""
     import onnxruntime as ort
 
-    if name == "cpu" or _CHAINS[name][0] not in ort.get_available_providers():
-        return name == "cpu"
+    if _CHAINS[name][0] not in ort.get_available_providers():
+        return False
     x, y = (helper.make_tensor_value_info(each, TensorProto.FLOAT, [1]) for each in "xy")
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", [x], [y])
     model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
     with _silence():
         try:
-            getattr(ort, "preload_dlls", lambda: None)()
+            if name != "cpu":
+                getattr(ort, "preload_dlls", lambda: None)()
             session = _create(model.SerializeToString(), _CHAINS[name], _options(1))
             run(session, {"x": np.ones(1, np.float32)})
-        except (ModelError, *_failures()):
+        except (ModelError, OSError):
             return False
     return provider_of(session) == name
 
@@ -225,8 +227,9 @@ def _options(threads: int | None, optimize: bool = True, folder: str | Path | No
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL
     options.intra_op_num_threads = threads or 0
-    # Threads of one session that spin while another one runs would spoil what is measured there.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Threads that spin while they wait take the cores from others: two sessions that took turns on two busy
+    # cores were three times as slow with it.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if folder is not None:
@@ -264,7 +267,7 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 _NOISE: Final = re.compile(
-    r"\[ONNXRuntimeError\] : \d+ : \w+ : "
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed: ?"
     r"|\S+\.(?:cc|h|hpp|cu|cuh):\d+ (?:.*?\)(?: const)?(?: \[with .*?\])? )?"  # file:line and C++ signature
 )
 _NODE: Final = re.compile(
@@ -289,13 +292,7 @@ def run(session: InferenceSession, inputs: Inputs) -> Inputs:
     Raises:
         ModelError: ONNX Runtime cannot run the model on these inputs, or an output is not a tensor.
     """
-    values = session.get_outputs()
-    for value in values:
-        if not value.type.startswith("tensor("):
-            raise ModelError(
-                f"output '{value.name}' is a {value.type}, not a tensor: such models are not run"
-            )
-    names = [value.name for value in values]
+    names = _output_names(session)
     try:
         if _numpy_has_the_types(session):
             return dict(zip(names, session.run(names, inputs), strict=True))
@@ -306,10 +303,17 @@ def run(session: InferenceSession, inputs: Inputs) -> Inputs:
         raise ModelError(f"ONNX Runtime cannot run the model: {_condensed(error)}") from None
 
 
+def _output_names(session: InferenceSession) -> list[str]:
+    for value in session.get_outputs():
+        if not value.type.startswith("tensor("):
+            raise ModelError(f"output '{value.name}' is of type {value.type}: only tensors are run")
+    return [value.name for value in session.get_outputs()]
+
+
 def bind(session: InferenceSession, inputs: Inputs, *, outputs_on: str = "cpu") -> IOBinding:
     """Inputs put, once, where the session wants them, and outputs to be left on a device ('cpu', 'cuda').
 
-    The binding is for ``session.run_with_iobinding`` and keeps the inputs alive. It raises what ONNX Runtime raises.
+    For ``session.run_with_iobinding``; it keeps the inputs alive. Raises what ONNX Runtime raises.
     """
     import onnxruntime as ort
 
@@ -323,7 +327,7 @@ def bind(session: InferenceSession, inputs: Inputs, *, outputs_on: str = "cpu") 
         element = helper.np_dtype_to_tensor_dtype(array.dtype)
         binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, element))
     for value in session.get_outputs():
-        binding.bind_output(value.name, outputs_on)
+        binding.bind_output(value.name, "cpu" if value.type == "tensor(string)" else outputs_on)
     return binding
 
 
@@ -465,7 +469,7 @@ def _hints(model: onnx.ModelProto) -> _Hints:
 
 
 def _meetings(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, str, int, TensorProto]]:
-    """(node, input, its place, constant) for nodes whose first two operands are an input, or its copy, and a constant."""
+    """(node, input, its place, constant), wherever the first two operands are an input and a constant."""
     constants = {weight.name: weight for weight in model.graph.initializer}
     copies = {spec.name: spec.name for spec in input_specs(model)}
     for node in model.graph.node:
@@ -514,19 +518,25 @@ _MOST_TRIES: Final = 64
 
 
 def guess_inputs(
-    model: onnx.ModelProto, *, shapes: Shapes | None = None, batch: int | None = None, seed: int = 0
+    model: onnx.ModelProto,
+    *,
+    shapes: Shapes | None = None,
+    batch: int | None = None,
+    seed: int = 0,
+    variant: int = 0,
 ) -> Iterator[tuple[dict[str, tuple[int, ...]], Inputs]]:
     """Shapes and inputs that the model may run on, likely ones first; the same for the same arguments.
 
-    Floats are standard normal; 8-bit integers take their full range; other integers are 1 in a mask, and else 0 or 1.
-    Where the model indexes a table with them, they are its row numbers. A scalar integer is a number that the model
-    compares it with, or the next one: in turn with the seeds, so that two seeds see both sides.
+    Floats are standard normal; 8-bit integers take their full range; other integers are 1 in a mask, else 0
+    or 1. Where the model indexes a table with them, they are its row numbers. A scalar integer is a number
+    that the model compares it with, or the next one.
 
     Args:
         model: the model; its weights are not needed.
         shapes: shapes to be used as they are. The size they give to a named dimension holds for all inputs.
         batch: the size of all batch dimensions.
         seed: of the values.
+        variant: each puts other sizes (batch 1, 2, 4; image 224, 256, 320) and other scalars first.
 
     Raises:
         UsageError: ``shapes`` or ``batch`` do not fit the model, or leave out an input of unknown rank.
@@ -535,11 +545,11 @@ def guess_inputs(
     hints = _hints(model)
     specs = [_spelled_out(spec, hints) for spec in input_specs(model)]
     scalars = {
-        spec.name: _scalar_values(hints.compared.get(spec.name, []), seed)
+        spec.name: _rotated(_scalar_values(hints.compared.get(spec.name, [])), variant)
         for spec in specs
-        if _is_scalar(spec)
+        if _is_scalar(spec) and spec.name not in hints.rows
     }
-    candidates = _candidate_shapes(specs, shapes or {}, batch)
+    candidates = _candidate_shapes(specs, shapes or {}, batch, variant)
     for turn in range(max(map(len, scalars.values()), default=1)):
         for used in candidates:
             inputs = {
@@ -557,45 +567,67 @@ def runnable_inputs(
     shapes: Shapes | None = None,
     batch: int | None = None,
     seed: int = 0,
+    variant: int = 0,
 ) -> tuple[dict[str, tuple[int, ...]], Inputs]:
-    """The first of `guess_inputs` that the model runs on, with its shapes.
+    """The first of `guess_inputs` that the model runs on, with its shapes; see `first_run`."""
+    session = session or open_session(model, provider="cpu")
+    used, inputs, _ = first_run(model, session, shapes=shapes, batch=batch, seed=seed, variant=variant)
+    return used, inputs
 
-    If an output has infinities or NaNs for it (a logarithm, a square root), the floats are moved into [0, 1] where
-    that helps: comparing NaNs would say nothing.
+
+def first_run(
+    model: Model,
+    session: InferenceSession,
+    *,
+    shapes: Shapes | None = None,
+    batch: int | None = None,
+    seed: int = 0,
+    variant: int = 0,
+) -> tuple[dict[str, tuple[int, ...]], Inputs, Inputs]:
+    """Shapes, inputs and outputs for the first of `guess_inputs` that the model runs on.
+
+    If an output has infinities or NaNs for it (a logarithm, a square root), the floats are moved into [0, 1]
+    where that helps: comparing NaNs would say nothing.
 
     Args:
         model: the model.
-        session: an open session of it; without one, a session is opened on the CPU.
+        session: an open session of it.
         shapes: see `guess_inputs`.
         batch: see `guess_inputs`.
         seed: see `guess_inputs`.
+        variant: see `guess_inputs`.
 
     Raises:
         UsageError: ``shapes`` or ``batch`` do not fit the model.
         ModelError: it ran on none of them; says which were tried, and why the likeliest was refused.
     """
-    session = session or open_session(model, provider="cpu")
+    _output_names(session)
     refused: list[tuple[str, ModelError]] = []
-    for used, inputs in guess_inputs(load_structure(model), shapes=shapes, batch=batch, seed=seed):
+    guesses = guess_inputs(load_structure(model), shapes=shapes, batch=batch, seed=seed, variant=variant)
+    for used, inputs in guesses:
         try:
-            return used, _tamed(session, inputs, run(session, inputs))
+            return used, *_tamed(session, inputs, run(session, inputs))
         except ModelError as error:
             refused.append((format_shapes(used), error))
+    raise ModelError(_refusal(refused))
+
+
+def _refusal(refused: Sequence[tuple[str, ModelError]]) -> str:
     tried = list(dict.fromkeys(shown for shown, _ in refused))
     more = f"; … {len(tried)} in all" if len(tried) > 3 else ""
-    raise ModelError(
-        f"no inputs found that the model runs on (tried {'; '.join(tried[:3])}{more}; for the first, "
-        f"{refused[0][1]}): give their sizes with --shape NAME=1,3,224,224"
+    return (
+        f"no inputs found that the model runs on (tried {'; '.join(tried[:3])}{more}); with the first, "
+        f"{refused[0][1]}; give sizes that fit with --shape NAME=1,3,224,224"
     )
 
 
-def _tamed(session: InferenceSession, inputs: Inputs, outputs: Inputs) -> Inputs:
-    if _all_finite(outputs):
-        return inputs
-    tamer = {name: np.abs(each).clip(0, 1) if _is_float(each) else each for name, each in inputs.items()}
-    with contextlib.suppress(ModelError):
-        return tamer if _all_finite(run(session, tamer)) else inputs
-    return inputs
+def _tamed(session: InferenceSession, inputs: Inputs, outputs: Inputs) -> tuple[Inputs, Inputs]:
+    if not _all_finite(outputs):
+        tamer = {name: np.abs(each).clip(0, 1) if _is_float(each) else each for name, each in inputs.items()}
+        with contextlib.suppress(ModelError):
+            found = run(session, tamer)
+            return (tamer, found) if _all_finite(found) else (inputs, outputs)
+    return inputs, outputs
 
 
 def _all_finite(arrays: Inputs) -> bool:
@@ -607,7 +639,7 @@ def _is_float(array: Array) -> bool:
 
 
 def _spelled_out(spec: InputSpec, hints: _Hints) -> InputSpec:
-    """With a size or a symbol for every dimension: sizes that weights ask for; kinds for names that are missing."""
+    """Every dimension a size or a symbol: sizes that weights ask for, kinds for missing names."""
     if spec.shape is None:
         return spec
     rank = len(spec.shape)
@@ -634,14 +666,14 @@ def _kind_by_place(shape: Sequence[int | str | None], axis: int) -> _Kind:
 
 
 def _candidate_shapes(
-    specs: Sequence[InputSpec], shapes: Shapes, batch: int | None
+    specs: Sequence[InputSpec], shapes: Shapes, batch: int | None, variant: int
 ) -> list[dict[str, tuple[int, ...]]]:
     given = _sizes_in(shapes, specs)
     kinds = {symbol: kind for symbol, kind in _kinds(specs).items() if symbol not in given}
     _check_batch(batch, specs, kinds)
-    lists = {kind: _SIZES[kind] for kind in dict.fromkeys(kinds.values())}
+    lists = {kind: _rotated(_SIZES[kind], variant) for kind in dict.fromkeys(kinds.values())}
     if batch is not None and "batch" in lists:
-        lists["batch"] = (batch,)
+        lists["batch"] = [batch]
     candidates = []
     for picked in _nearest(list(lists.values())):
         of_kind = dict(zip(lists, picked, strict=True))
@@ -652,16 +684,23 @@ def _candidate_shapes(
     return candidates
 
 
+def _rotated(values: Sequence[int], turn: int) -> list[int]:
+    at = turn % len(values)
+    return [*values[at:], *values[:at]]
+
+
 def _kinds(specs: Iterable[InputSpec]) -> dict[str, _Kind]:
     """Symbol → kind, from where it first occurs; the terms of a sum like ``past + length`` are symbols."""
     kinds: dict[str, _Kind] = {}
     for spec in specs:
         for axis, size in enumerate(spec.shape or ()):
             for term in _terms(size):
-                name = term.lower()
-                by_name = (kind for pattern, kind in _KIND_BY_NAME if pattern.search(name))
-                kinds.setdefault(term, next(by_name, None) or _kind_by_place(spec.shape or (), axis))
+                kinds.setdefault(term, _kind_by_name(term) or _kind_by_place(spec.shape or (), axis))
     return kinds
+
+
+def _kind_by_name(symbol: str) -> _Kind | None:
+    return next((kind for pattern, kind in _KIND_BY_NAME if pattern.search(symbol.lower())), None)
 
 
 def _terms(size: int | str | None) -> list[str]:
@@ -698,7 +737,7 @@ def _check_batch(batch: int | None, specs: Sequence[InputSpec], kinds: Mapping[s
 
 
 def _nearest(lists: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    """One element of every list, the first ones first, by how far they are from the first in all; not too many."""
+    """One element of every list: combinations by their distance from the first elements; not too many."""
     places = itertools.product(*(range(len(each)) for each in lists))
     nearest = sorted(places, key=lambda each: (sum(each), each))[:_MOST_TRIES]
     return [tuple(values[place] for values, place in zip(lists, each, strict=True)) for each in nearest]
@@ -708,11 +747,9 @@ def _is_scalar(spec: InputSpec) -> bool:
     return spec.dtype.kind in "iu" and spec.shape is not None and all(size == 1 for size in spec.shape)
 
 
-def _scalar_values(compared: Sequence[int], seed: int) -> list[int]:
-    """What a scalar may be: equal to a number it is compared with, or not; which comes first depends on the seed."""
-    values = list(dict.fromkeys([*compared, *(each + 1 for each in compared)])) or [1, 0]
-    turn = seed % len(values)
-    return values[turn:] + values[:turn]
+def _scalar_values(compared: Sequence[int]) -> list[int]:
+    """For every number that a scalar is compared with, that number and another one."""
+    return list(dict.fromkeys(value for each in compared for value in (each, each + 1))) or [1, 0]
 
 
 def _values(spec: InputSpec, shape: Sequence[int], rows: int | None, seed: int) -> Array:
@@ -736,7 +773,7 @@ _NUMBERED: Final = re.compile(r"input_(\d+)\.pb")
 
 
 def load_inputs(path: str | Path, names: Sequence[str]) -> Inputs:
-    """Inputs from a file: ``.npz`` with an array for each, one ``.pb`` tensor, or a folder of ``input_0.pb``, ...
+    """Inputs from an ``.npz`` with an array for each, a ``.pb`` tensor, or a folder of ``input_0.pb``, ...
 
     Args:
         path: the file, or the folder of an ONNX test set.

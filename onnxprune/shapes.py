@@ -40,6 +40,7 @@ class Shapes:
     """Result of the inference.
 
     ``of``: tensor → shape, every entry a positive or zero integer; a tensor of unknown shape is absent.
+    ``other``: the same under a second guess; empty where no dimension is open.
     ``types``: tensor → ONNX element type.
     ``values``: tensor → value, for the small integer tensors that could be computed without running the model.
     """
@@ -47,19 +48,31 @@ class Shapes:
     of: dict[str, Shape] = field(default_factory=dict)
     types: dict[str, int] = field(default_factory=dict)
     values: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+    other: dict[str, Shape] = field(default_factory=dict)
+
+    def second(self, name: str) -> Shape:
+        """The shape of a tensor under the second guess, as far as it is known; else under the first."""
+        first, other = self.of[name], self.other.get(name)
+        return other if other is not None and len(other) == len(first) else first
+
+    def is_fixed(self, name: str, axis: int) -> bool:
+        """Whether the size of an axis is the same under both guesses, so that it may be spelled out."""
+        return self.of[name][axis] == self.second(name)[axis]
 
 
 def infer_shapes(graph: Graph, sizes: Mapping[str, Sequence[int]] | None = None) -> Shapes:
     """Infer every shape with the inputs at the given sizes (guessed where absent).
 
-    Where dimensions are open, a second guess tells which values depend on them; those are left out of ``values``.
+    Where dimensions are open, a second guess tells which sizes depend on them, and which values; those are left out
+    of ``values``.
     """
     first = _infer_once(graph, sizes or {}, _OPEN_SIZES)
     if not _has_open_dims(graph):
         return first
-    second = _infer_once(graph, {}, _OTHER_SIZES).values
-    same = {n: v for n, v in first.values.items() if n in second and np.array_equal(v, second[n])}
-    return Shapes(first.of, first.types, same)
+    second = _infer_once(graph, {}, _OTHER_SIZES)
+    held = second.values
+    same = {n: v for n, v in first.values.items() if n in held and np.array_equal(v, held[n])}
+    return Shapes(first.of, first.types, same, second.of)
 
 
 def _has_open_dims(graph: Graph) -> bool:
@@ -301,6 +314,11 @@ def _reshape(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generi
     return a[0].reshape(target)
 
 
+def _transpose(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+    order = attribute(node, "perm")
+    return np.transpose(a[0], order if isinstance(order, list) else None)
+
+
 def _plain(function: Callable[..., object]) -> Callable[[NodeProto, list[NDArray[np.generic]]], NDArray[np.generic]]:
     return lambda node, a: np.asarray(function(*a))
 
@@ -317,6 +335,7 @@ _ARITHMETIC: dict[str, Callable[[NodeProto, list[NDArray[np.generic]]], NDArray[
     "Reshape": _reshape,
     "ConstantOfShape": _fill,
     "Range": _range,
+    "Transpose": _transpose,
     "ReduceProd": _reduce_prod,
     "Expand": _plain(lambda x, shape: x * np.ones(tuple(int(d) for d in shape), x.dtype)),
     "Identity": _plain(lambda x: x),

@@ -5,15 +5,18 @@ from __future__ import annotations
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
 
+from onnxprune.errors import ModelError
 from onnxprune.graph import Graph
 
 __all__ = ["weight_values"]
 
 
 def weight_values(graph: Graph, name: str) -> NDArray[np.generic]:
-    """The value of a tensor that does not depend on the model's inputs. Raises KeyError where it does."""
+    """The value of a tensor that does not depend on the model's inputs.
+
+    Raises: KeyError where it does; ModelError where ONNX Runtime cannot compute it.
+    """
     if name in graph.constants:
         return graph.values(name)
     nodes, leaves, pending = [], set(), [name]
@@ -33,5 +36,17 @@ def weight_values(graph: Graph, name: str) -> NDArray[np.generic]:
         [onnx.ValueInfoProto(name=name)],
         [onnx.numpy_helper.from_array(graph.values(leaf), leaf) for leaf in sorted(leaves)],
     )
-    model = onnx.helper.make_model(chain, opset_imports=list(graph.model.opset_import))
-    return np.asarray(ReferenceEvaluator(model).run(None, {})[0])
+    return _run(onnx.helper.make_model(chain, ir_version=8, opset_imports=list(graph.model.opset_import)), name)
+
+
+def _run(model: onnx.ModelProto, name: str) -> NDArray[np.generic]:
+    """ONNX Runtime on a handful of nodes; ONNX's reference evaluator lacks the older operator versions."""
+    import onnxruntime as ort  # slow to import, and most models never need it here
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return np.asarray(session.run(None, {})[0])
+    except Exception as error:
+        raise ModelError(f"weight '{name}' cannot be computed: {str(error).splitlines()[0]}") from error

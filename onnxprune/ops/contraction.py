@@ -30,7 +30,9 @@ def conv(ctx: NodeContext) -> list[Axes]:
     else:
         inputs = x[1]
         outputs, macs = _grouped(ctx, x[1], w, count)
-    return _finish(ctx, x, inputs if inputs is not None else w[1], outputs, macs, (1, 0), count)
+    if inputs is None and w[1] is not None:
+        inputs = np.tile(w[1], count)
+    return _finish(ctx, x, inputs, outputs, macs, (1, 0), count)
 
 
 def conv_transpose(ctx: NodeContext) -> list[Axes]:

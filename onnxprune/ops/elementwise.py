@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.channels import Axes, Ids, NodeContext
+from onnxprune.channels import Axes, Ids, NodeContext, Opaque
+from onnxprune.ops.sign import Sign, sign
 
-__all__ = ["add", "batch_normalization", "broadcast", "clip", "compare", "divide", "multiply", "power", "where", "zero",
-           "zero_never", "zero_to_infinity"]  # fmt: skip
+__all__ = ["add", "batch_normalization", "broadcast", "clip", "compare", "divide", "multiply", "power", "prelu",
+           "where", "zero", "zero_never", "zero_or_nothing", "zero_outside", "zero_to_infinity"]  # fmt: skip
 
 
 def broadcast(ctx: NodeContext, operands: list[int]) -> tuple[Axes, dict[int, bool]]:
@@ -20,6 +21,8 @@ def broadcast(ctx: NodeContext, operands: list[int]) -> tuple[Axes, dict[int, bo
     An operand of size 1 along an axis feeds all channels there, so its own single channel may not leave.
     """
     shapes = {k: ctx.shape(k) for k in operands}
+    if ctx.builder.graph.opset < 7 and len(set(shapes.values())) > 1:
+        raise Opaque("operands broadcast as before opset 7")
     out = np.broadcast_shapes(*shapes.values())
     parts: list[list[tuple[int, Ids | None]]] = [[] for _ in out]
     for k in operands:
@@ -51,10 +54,15 @@ def _operands(ctx: NodeContext) -> list[int]:
 
 
 def _result(ctx: NodeContext, axes: Axes, zero_stays: bool) -> list[Axes]:
-    """The first output has the given axes; further outputs (Dropout's mask) are plain."""
+    """Every output has the given axes (Dropout has a mask too); the first may be zero."""
     if zero_stays:
         ctx.builder.zero.add(ctx.node.output[0])
-    return [axes, *ctx.plain_outputs()[1:]]
+    return [axes for _ in ctx.node.output]
+
+
+def _freeze_axes(ctx: NodeContext, k: int, reason: str) -> None:
+    for ids in ctx.axes(k):
+        ctx.freeze(ids, reason)
 
 
 def zero(ctx: NodeContext) -> list[Axes]:
@@ -67,11 +75,24 @@ def zero_never(ctx: NodeContext) -> list[Axes]:
     return _result(ctx, ctx.axes(0), False)
 
 
+def zero_or_nothing(ctx: NodeContext) -> list[Axes]:
+    """f(x) with f(0) finite and a limited domain: Sqrt, Asin. A removed channel must lie in it: 0·NaN is not 0."""
+    fits = ctx.zeroed(0) or (ctx.node.op_type == "Sqrt" and sign(ctx, 0) >= Sign.NOT_NEGATIVE)
+    if not fits:
+        _freeze_axes(ctx, 0, "may have no value where a channel is removed")
+    return _result(ctx, ctx.axes(0), ctx.zeroed(0) and ctx.node.op_type != "Acos")
+
+
 def zero_to_infinity(ctx: NodeContext) -> list[Axes]:
     """f(x) with a pole at 0: Reciprocal, Log. A removed channel must not be zero here: 0·∞ is not 0."""
-    if ctx.zeroed(0):
-        for ids in ctx.axes(0):
-            ctx.freeze(ids, "infinite where a removed channel is zero")
+    if ctx.zeroed(0) or sign(ctx, 0) < Sign.POSITIVE:
+        _freeze_axes(ctx, 0, "may be infinite where a channel is removed")
+    return _result(ctx, ctx.axes(0), False)
+
+
+def zero_outside(ctx: NodeContext) -> list[Axes]:
+    """f(x) without a value at 0: Acosh."""
+    _freeze_axes(ctx, 0, "has no value where a channel is removed")
     return _result(ctx, ctx.axes(0), False)
 
 
@@ -95,11 +116,12 @@ def add(ctx: NodeContext) -> list[Axes]:
     """a + b, a − b, Sum, Mean, Min, Max: zero where all operands are. Constants are zeroed along with the channel."""
     operands = _operands(ctx)
     axes, spans = broadcast(ctx, operands)
-    labelled = any(ids is not None for ids in axes)
-    for k in operands:
-        if labelled and ctx.is_constant(k) and spans[k]:
-            ctx.mask(k)
-    return _result(ctx, axes, all(spans[k] and ctx.zeroed(k) for k in operands))
+    zeros = {k: ctx.zeroed(k) for k in operands}
+    if any(ids is not None for ids in axes) and not all(ctx.is_constant(k) for k in operands):
+        for k in operands:
+            if ctx.is_constant(k) and spans[k]:
+                zeros[k] = ctx.mask_where_possible(k)
+    return _result(ctx, axes, all(spans[k] and zeros[k] for k in operands))
 
 
 def multiply(ctx: NodeContext) -> list[Axes]:
@@ -109,23 +131,35 @@ def multiply(ctx: NodeContext) -> list[Axes]:
     return _result(ctx, axes, any(spans[k] and ctx.zeroed(k) for k in operands))
 
 
-def divide(ctx: NodeContext) -> list[Axes]:
-    """a / b: zero where a is; a denominator that the masked reference makes zero is frozen."""
+def prelu(ctx: NodeContext) -> list[Axes]:
+    """x, or slope·x where x is negative: zero where x is."""
     axes, spans = broadcast(ctx, [0, 1])
-    if spans[1] and ctx.zeroed(1):
-        for ids in ctx.axes(1):
-            ctx.freeze(ids, "divides by a channel that removal makes zero")
+    return _result(ctx, axes, spans[0] and ctx.zeroed(0))
+
+
+def divide(ctx: NodeContext) -> list[Axes]:
+    """a / b: zero where a is. A computed denominator must be positive where a channel is removed."""
+    axes, spans = broadcast(ctx, [0, 1])
+    stored = ctx.node.input[1] in ctx.builder.graph.constants
+    if not stored and (ctx.zeroed(1) or sign(ctx, 1) < Sign.POSITIVE):
+        _freeze_axes(ctx, 1, "may divide by zero where a channel is removed")
     return _result(ctx, axes, spans[0] and ctx.zeroed(0))
 
 
 def power(ctx: NodeContext) -> list[Axes]:
-    """a ** b: zero where a is, for a constant positive exponent."""
+    """a ** b: finite for whole exponents from 0 up; for other constant ones from 0 up where a is not negative; else
+    where a is positive. Zero where a is, for a constant positive exponent."""
     axes, spans = broadcast(ctx, [0, 1])
-    constant = ctx.builder.graph.constants.get(ctx.node.input[1])
-    positive = constant is not None and bool(np.all(ctx.builder.graph.values(ctx.node.input[1]) > 0))
-    if ctx.zeroed(0) and not positive:
-        for ids in ctx.axes(0):
-            ctx.freeze(ids, "raised to an exponent that may be negative")
+    held = ctx.builder.graph.constants.get(ctx.node.input[1])
+    exponent = None if held is None else np.asarray(ctx.builder.graph.values(ctx.node.input[1]), np.float64)
+    known = Sign.NOT_NEGATIVE if ctx.zeroed(0) else sign(ctx, 0)
+    if exponent is None or np.any(exponent < 0):
+        fits = known == Sign.POSITIVE
+    else:
+        fits = known >= Sign.NOT_NEGATIVE or bool(np.all(exponent == np.round(exponent)))
+    if not fits:
+        _freeze_axes(ctx, 0, "may have no such power where a channel is removed")
+    positive = exponent is not None and bool(np.all(exponent > 0))
     return _result(ctx, axes, positive and spans[0] and ctx.zeroed(0))
 
 
@@ -149,12 +183,13 @@ def batch_normalization(ctx: NodeContext) -> list[Axes]:
         return ctx.freeze_all("batch statistics are computed at run time")
     if not all(ctx.is_constant(k) for k in range(1, 5)):
         return ctx.freeze_all("its parameters are computed")
+    if any(len(ctx.shape(k)) != 1 for k in range(1, 5)):  # spatial=0, before opset 9
+        return ctx.freeze_all("its parameters vary over space")
     axes = list(ctx.axes(0))
     for k in range(1, 5):
         axes[1] = ctx.unify(axes[1], ctx.axes(k)[0])
     if axes[1] is None:
         for k in range(1, 5):
             ctx.freeze(ctx.axes(k)[0], "coupled with an axis of fixed size")
-    ctx.mask(1)
-    ctx.mask(2)
-    return _result(ctx, tuple(axes), all(ids is None for a, ids in enumerate(axes) if a != 1))
+    zeros = [ctx.mask_where_possible(k) for k in (1, 2)]
+    return _result(ctx, tuple(axes), all(zeros) and all(ids is None for a, ids in enumerate(axes) if a != 1))

@@ -46,20 +46,25 @@ def _plain(ctx: NodeContext) -> list[Axes]:
 
 RULES: dict[str, Rule] = {
     # f(0) = 0
-    **_rows("Abs Asin Asinh Atan Atanh BitwiseNot Cast CastLike Ceil Celu Dropout Elu Erf Floor Gelu HardSwish Identity "
-            "LeakyRelu Mish Neg Relu Round Selu Shrink Sign Sin Sinh Softsign Sqrt Swish Tan Tanh ThresholdedRelu "
-            "Trunc com.microsoft.QuickGelu", e.zero),  # fmt: skip
+    **_rows("Abs Asinh Atan Cast CastLike Ceil Celu Dropout Elu Erf Floor Gelu HardSwish Identity LeakyRelu Mish Neg "
+            "Relu Round Selu Shrink Sign Sin Sinh Softsign Swish Tan Tanh ThresholdedRelu "
+            "com.microsoft.QuickGelu", e.zero),
     # f(0) ≠ 0
-    **_rows("Acos Acosh Cos Cosh Exp HardSigmoid IsInf IsNaN Not Sigmoid Softplus", e.zero_never),
+    **_rows("BitwiseNot Cos Cosh Exp HardSigmoid IsInf IsNaN Not Sigmoid Softplus", e.zero_never),
+    # f(0) finite, but not defined everywhere
+    **_rows("Acos Asin Atanh Sqrt", e.zero_or_nothing),
     # f(0) = ±∞
     **_rows("Log Reciprocal", e.zero_to_infinity),
+    # f(0) not defined
+    **_rows("Acosh", e.zero_outside),
     **_rows("Clip", e.clip),
     # several operands, broadcast
     **_rows("Add Max Mean Min Sub Sum", e.add),
-    **_rows("Mul PRelu", e.multiply),
-    **_rows("Div", e.divide),
+    **_rows("Mul", e.multiply),
+    **_rows("PRelu", e.prelu),
+    **_rows("Div Mod", e.divide),
     **_rows("Pow", e.power),
-    **_rows("And Equal Greater GreaterOrEqual Less LessOrEqual Mod Or Xor", e.compare),
+    **_rows("And Equal Greater GreaterOrEqual Less LessOrEqual Or Xor", e.compare),
     **_rows("Where", e.where),
     **_rows("BatchNormalization", e.batch_normalization),
     # contractions
@@ -73,27 +78,29 @@ RULES: dict[str, Rule] = {
     **_rows("com.microsoft.BiasGelu com.microsoft.FastGelu", f.bias_gelu),
     # movement
     **_rows("Concat", m.concat, m.resize_concat),
-    **_rows("ConstantOfShape", m.constant_of_shape, m.resize_shape_input),
+    **_rows("ConstantOfShape", m.constant_of_shape, m.resize_constant_of_shape),
     **_rows("DepthToSpace", m.depth_to_space),
-    **_rows("Expand", m.expand, m.resize_shape_input),
+    **_rows("Expand", m.expand, m.resize_expand),
     **_rows("Flatten", m.flatten),
     **_rows("Gather", m.gather, m.resize_gather),
     **_rows("Pad", m.pad, m.resize_pad),
-    **_rows("Reshape", m.reshape, m.resize_shape_input),
+    **_rows("Reshape", m.reshape, m.resize_reshape),
     **_rows("Slice", m.slice_, m.resize_slice),
     **_rows("SpaceToDepth", m.space_to_depth),
     **_rows("Split", m.split, m.resize_split),
-    **_rows("Squeeze", m.squeeze),
+    **_rows("Squeeze", m.squeeze, m.resize_squeeze),
     **_rows("Tile", m.tile),
     **_rows("Transpose", m.transpose),
     **_rows("Unsqueeze", m.unsqueeze),
     **_rows("Constant Shape", _plain),
     # per channel over space
-    **_rows("AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool", r.pool),
+    **_rows("AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool", r.pool),
+    **_rows("MaxPool", r.max_pool),
     **_rows("Crop Upsample", r.resample),
-    **_rows("Resize", r.resample, m.resize_shape_input),
+    **_rows("Resize", r.resample, r.resize_resample),
     # across an axis
-    **_rows("ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd", r.reduce),
+    **_rows("ReduceMax ReduceMean ReduceMin ReduceProd", r.reduce),
+    **_rows("ReduceLogSum ReduceLogSumExp", r.log_reduce),
     **_rows("ReduceL1 ReduceL2 ReduceSum ReduceSumSquare", r.sum_reduce),
     **_rows("Hardmax LogSoftmax Softmax", r.softmax),
     **_rows("ArgMax ArgMin", r.take_axis(0, keeps_axis=False)),
@@ -182,15 +189,32 @@ def _walk(builder: MapBuilder, pinned: frozenset[str]) -> None:
                 builder.axes[name] = axes
         if kept:
             context.freeze_all("left alone on request (--keep)")
-        if node.input and all(context.is_constant(k) for k in range(len(node.input)) if context.has(k)):
-            builder.derived.update(node.output)
+        if _is_derived(context):
+            builder.derived.update(name for name in node.output if name)
+        if node.op_type == "Shape":
+            _keep_one(context)
     _freeze_edges(builder, pinned)
 
 
+def _is_derived(context: NodeContext) -> bool:
+    """Whether a node computes from stored constants alone."""
+    held = [k for k in range(len(context.node.input)) if context.has(k)]
+    return bool(held) and all(context.is_constant(k) for k in held) and not any(True for _ in subgraphs(context.node))
+
+
+def _keep_one(context: NodeContext) -> None:
+    """Someone asks for the sizes of this tensor, so something of it has to be left."""
+    for ids in context.builder.axes.get(context.node.input[0], ()):
+        context.need(None, ids)
+
+
+_SIZE_TYPES = (np.int64, np.int32, np.bool_)
+
+
 def _is_size(builder: MapBuilder, context: NodeContext) -> bool:
-    """A small integer computed from shapes: it carries no channels."""
-    name = next(iter(context.node.output), "")
-    return name in builder.shapes.values and not np.issubdtype(builder.shapes.values[name].dtype, np.floating)
+    """A small integer computed from shapes: it carries no channels. (Size has no way to go on telling the old one.)"""
+    value = builder.shapes.values.get(next(iter(context.node.output), ""))
+    return value is not None and value.dtype in _SIZE_TYPES and context.node.op_type != "Size"
 
 
 def _apply(context: NodeContext) -> list[Axes]:
@@ -201,11 +225,21 @@ def _apply(context: NodeContext) -> list[Axes]:
     try:
         if any(name and name not in context.builder.shapes.of for name in node.output[:1]):
             raise Opaque("the shape of its output is not known")
-        return rule.channels(context)
+        return _checked(context, rule.channels(context))
     except Opaque as refusal:
         return context.freeze_all(str(refusal))
     except (AssertionError, IndexError, KeyError, TypeError, ValueError) as error:  # the node breaks its own schema
         return context.freeze_all(f"{node.op_type} is malformed ({type(error).__name__}: {error})")
+
+
+def _checked(context: NodeContext, outputs: list[Axes]) -> list[Axes]:
+    """The axes of the outputs, which must be as many and as long as their shapes say."""
+    for name, axes in zip(context.node.output, outputs, strict=False):
+        shape = context.builder.shapes.of.get(name, ())
+        sizes = [size if ids is None else len(ids) for ids, size in zip(axes, shape, strict=False)]
+        if name and (len(axes) != len(shape) or sizes != list(shape)):
+            raise Opaque("its output is not as large as its channels say")
+    return outputs
 
 
 def _freeze_axes(builder: MapBuilder, axes: Axes, index: int, reason: str) -> None:

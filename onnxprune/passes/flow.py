@@ -2,7 +2,7 @@
 
 The channel graph is the DAG whose vertices are the channels of every tensor and whose edges are kernel slices (between
 the channels of a contraction's input and output) and identities (every other operator joins a channel to itself).
-With edge weights log w, a path's weight is the logarithm of its product, and both passes are longest-path passes in
+A contraction without a block counts every slice as 1. With edge weights log w, a path's weight is the logarithm of its product, and both passes are longest-path passes in
 topological order, one dense [out × in] block per contraction:
 
     forward[out]  = max over in  of forward[in]  + log w[out, in]
@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelMap, Contraction, Ids
-from onnxprune.graph import attribute
+from onnxprune.graph import attribute, subgraphs
 from onnxprune.passes.norms import FloatArray
 from onnxprune.weights import weight_values
 
-__all__ = ["Blocks", "Flow", "channel_blocks", "flow"]
+__all__ = ["Blocks", "Flow", "channel_blocks", "flow", "flow_by_tensor"]
 
 Blocks = Mapping[int, FloatArray]
 """Node of a contraction → log norms of its kernel slices, [out, in per group]."""
@@ -51,6 +51,13 @@ def channel_blocks(channel_map: ChannelMap, norm: Callable[[ChannelMap, Contract
     """Log norms of all kernel slices."""
     with np.errstate(divide="ignore"):
         return {c.node: np.log(norm(channel_map, c)) for c in channel_map.contractions}
+
+
+def flow_by_tensor(channel_map: ChannelMap, blocks: Blocks) -> dict[str, tuple[Ids, FloatArray]]:
+    """Tensor → (its groups, their backward values): what of each tensor the outputs depend on."""
+    engine = _Engine(channel_map, blocks, None)
+    forward = engine.forwards()
+    return {name: (forward[name].groups, values) for name, values in engine.backwards().items()}
 
 
 @dataclass
@@ -90,6 +97,11 @@ class _Engine:
         labelled = [ids for ids in self.map.axes.get(name, ()) if ids is not None]
         return np.unique(np.concatenate(labelled)) if labelled else np.zeros(1, np.int32)
 
+    def _reads(self, index: int) -> Sequence[str]:
+        """What a node reads; the last node of a channel shuffle reads what goes into the shuffle."""
+        shuffle = self.map.shuffles.get(index)
+        return self.graph.nodes[index].input if shuffle is None else (shuffle.source,)
+
     def _dead(self, groups: Ids, best: FloatArray) -> FloatArray:
         return best if self.keep is None else np.where(self.keep[groups], best, _NOTHING)
 
@@ -100,7 +112,9 @@ class _Engine:
             groups = self._groups(name)
             self.tensors[name] = _Tensor(groups, np.zeros(len(groups)))
         for index, node in enumerate(self.graph.nodes):
-            read = [self.tensors[name] for name in _all_inputs(self.graph, index) if name in self.tensors]
+            read = [self.tensors[name] for name in self._reads(index) if name in self.tensors]
+            if any(True for _ in subgraphs(node)):
+                read = [_Tensor(np.zeros(1, np.int32), np.zeros(1))]  # what a body captures is not followed
             if not read:
                 continue  # computed from constants alone: no path starts here
             for name in node.output:
@@ -118,7 +132,7 @@ class _Engine:
                 best = best + _lookup(self.scratch, [self.gains[index]], groups, False)
         else:
             values = _lookup(self.scratch, [data], c.inputs, False, whole=data)
-            out = _best_over_inputs(self.blocks[index], values, c.groups)
+            out = _best_over_inputs(self.blocks.get(index), values, c)
             rest = _lookup(self.scratch, [data], groups, False)
             best = _scatter_max(self.scratch, c.outputs, out, groups, rest)
         return _Tensor(groups, self._dead(groups, best))
@@ -139,7 +153,7 @@ class _Engine:
             for name in made:
                 behind[name] = self._dead(self.tensors[name].groups, behind[name])
             c = self.contraction.get(index)
-            for k, name in enumerate(_all_inputs(self.graph, index)):
+            for k, name in enumerate(self._reads(index)):
                 if name in behind:
                     through = c if c is not None and k == c.data else None
                     values = self._back(index, made, behind, self.tensors[name].groups, through)
@@ -156,18 +170,11 @@ class _Engine:
             dropped = all(not self._labelled(n) for n in made)
             return _lookup(self.scratch, outputs, groups, False, whole=outputs[0] if dropped else None)
         values = _lookup(self.scratch, outputs, c.outputs, False)
-        into = _best_over_outputs(self.blocks[index], values, c.groups)
+        into = _best_over_outputs(self.blocks.get(index), values, c)
         rest = _lookup(self.scratch, outputs, groups, False)
         if len(groups) == 1 and groups[0] == 0 and not np.any(c.inputs == 0):
             return np.array([into.max(initial=_NOTHING)])
         return _scatter_max(self.scratch, c.inputs, into, groups, rest)
-
-
-def _all_inputs(graph: object, index: int) -> list[str]:
-    from onnxprune.graph import Graph
-
-    assert isinstance(graph, Graph)
-    return list(graph.nodes[index].input)
 
 
 def _lookup(scratch: FloatArray, tensors: Sequence[_Tensor], groups: Ids, drop_axis: bool,
@@ -199,19 +206,24 @@ def _scatter_max(scratch: FloatArray, at: Ids, values: FloatArray, groups: Ids, 
     return np.where(here, result, rest)
 
 
-def _best_over_inputs(block: FloatArray, values: FloatArray, count: int) -> FloatArray:
+def _best_over_inputs(block: FloatArray | None, values: FloatArray, c: Contraction) -> FloatArray:
     """max over inputs of values[in] + block[out, in], group by group of a grouped convolution."""
-    if count == 1:
-        return np.asarray((block + values).max(axis=1, initial=_NOTHING))
-    parts = block.reshape(count, -1, block.shape[1]) + values.reshape(count, 1, -1)
-    return np.asarray(parts.max(axis=2).ravel())
+    parts = values.reshape(c.groups, 1, -1)
+    if block is None:
+        return np.repeat(parts.max(axis=2).ravel(), len(c.outputs) // c.groups)
+    if c.groups > 1:
+        return np.asarray((block.reshape(c.groups, -1, block.shape[1]) + parts).max(axis=2).ravel())
+    return np.asarray((block + values).max(axis=1, initial=_NOTHING))
 
 
-def _best_over_outputs(block: FloatArray, values: FloatArray, count: int) -> FloatArray:
-    if count == 1:
-        return np.asarray((block + values[:, None]).max(axis=0, initial=_NOTHING))
-    parts = block.reshape(count, -1, block.shape[1]) + values.reshape(count, -1, 1)
-    return np.asarray(parts.max(axis=1).ravel())
+def _best_over_outputs(block: FloatArray | None, values: FloatArray, c: Contraction) -> FloatArray:
+    """max over outputs of values[out] + block[out, in]."""
+    parts = values.reshape(c.groups, -1, 1)
+    if block is None:
+        return np.repeat(parts.max(axis=1).ravel(), len(c.inputs) // c.groups)
+    if c.groups > 1:
+        return np.asarray((block.reshape(c.groups, -1, block.shape[1]) + parts).max(axis=1).ravel())
+    return np.asarray((block + values[:, None]).max(axis=0, initial=_NOTHING))
 
 
 def _gains(channel_map: ChannelMap) -> dict[int, _Tensor]:

@@ -5,9 +5,13 @@ Fourier transform, max over ω of |Σₓ w[x]·e^(−iωx)| (Schoonhoven et al. 
 sample, so the slice splits into its s phases (polyphase components) ŵₚ, and the norm is max √Σₚ|ŵₚ|². Dilation only
 rescales the frequencies and leaves the maximum as it is; a 1×1 kernel or a matrix entry has norm |w|.
 
+The squared magnitude is a cosine series in the slice's autocorrelation r, so that no complex numbers are needed:
+
+    |ŵ(ω)|² = Σ over lags d of r[d]·cos(ω·d),   r[d] = Σₓ w[x]·w[x + d]
+
 The maximum is taken on a grid. On n points per axis, a kernel of extent k is underestimated by at most
-1 − cos(π(k−1)/(2n)) per axis, so n = 16·(k−1) keeps the error below 0.5 % per axis. All slices of a layer are
-transformed at once as a product with the (small) Fourier matrix of the grid.
+1 − cos(π(k−1)/(2n)) per axis, so n = 16·(k−1) keeps the error below 0.5 % per axis. All slices of a layer are evaluated
+at once, as the product of their autocorrelations with the (small) cosine matrix of the grid.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ __all__ = ["FloatArray", "frobenius_block", "operator_block", "operator_norms", 
 
 FloatArray = NDArray[np.floating]
 
-_CHUNK = 1 << 24  # numbers in a block of transformed slices: bounds the memory
+_CHUNK = 1 << 22  # numbers in a block of transformed slices: bounds the memory, and is enough work for a BLAS call
 
 
 def slices(channel_map: ChannelMap, c: Contraction) -> FloatArray:
@@ -72,39 +76,50 @@ def operator_norms(w: FloatArray, strides: list[int] | None = None, grid: int | 
     if all(k == 1 for k in kernel):
         return np.abs(w.reshape(w.shape[:2]))
     steps = strides or [1] * len(kernel)
-    squares: FloatArray | None = None
-    points = _points(kernel, steps, grid)
+    extents = tuple(ceil(k / s) for k, s in zip(kernel, steps, strict=True))
+    lags = _lags(extents)
+    correlation = np.zeros((len(lags), w.shape[0] * w.shape[1]), w.dtype)
     for phase in product(*(range(min(s, k)) for s, k in zip(steps, kernel, strict=True))):
         part = w[(slice(None), slice(None), *(slice(p, None, s) for p, s in zip(phase, steps, strict=True)))]
-        energy = _energies(np.ascontiguousarray(part).reshape(-1, int(np.prod(part.shape[2:]))), part.shape[2:], points)
-        squares = energy if squares is None else squares + energy
-    assert squares is not None
-    return np.sqrt(squares.max(axis=1)).reshape(w.shape[:2])
+        _add_autocorrelation(correlation, part.reshape(-1, *part.shape[2:]), lags)
+    energy = _largest(correlation, _cosines(extents, lags, grid).astype(w.dtype))
+    return np.sqrt(np.maximum(energy, 0)).reshape(w.shape[:2])
 
 
-def _points(kernel: tuple[int, ...], steps: list[int], grid: int | None) -> list[int]:
-    """Frequencies per axis; the first axis needs only half of them (the kernel is real)."""
-    extents = [ceil(k / s) for k, s in zip(kernel, steps, strict=True)]
-    return [grid or max(1, 16 * (extent - 1)) for extent in extents]
+def _lags(extents: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """One of each pair of opposite lags; the zero lag first."""
+    every = product(*(range(1 - k, k) for k in extents))
+    return sorted(lag for lag in every if lag >= (0,) * len(extents))
 
 
-def _energies(flat: FloatArray, kernel: tuple[int, ...], points: list[int]) -> FloatArray:
-    """|Fourier transform|² of each row of ``flat`` [slices, elements] at every grid point."""
-    phases = [
-        np.outer(np.arange(k), 2 * np.pi * np.arange(n // 2 + 1 if axis == 0 else n) / n)
-        for axis, (k, n) in enumerate(zip(kernel, points, strict=True))
-    ]
-    angle = np.zeros((1, 1))
-    for phase in phases:
-        angle = (angle[:, None, :, None] + phase[None, :, None, :]).reshape(
-            angle.shape[0] * phase.shape[0], angle.shape[1] * phase.shape[1]
-        )
-    cosine, sine = np.cos(angle).astype(flat.dtype), np.sin(angle).astype(flat.dtype)
-    result = np.empty((len(flat), angle.shape[1]), flat.dtype)
-    step = max(1, _CHUNK // angle.shape[1])
-    for start in range(0, len(flat), step):
-        rows = flat[start : start + step]
-        result[start : start + step] = (rows @ cosine) ** 2 + (rows @ sine) ** 2
+def _add_autocorrelation(total: FloatArray, rows: FloatArray, lags: list[tuple[int, ...]]) -> None:
+    """Add r[lag] of every row [slices, k…] to ``total`` [lags, slices]; lags of a pair count twice."""
+    for i, lag in enumerate(lags):
+        if any(abs(d) >= k for d, k in zip(lag, rows.shape[1:], strict=True)):
+            continue
+        here = tuple(slice(max(0, -d), k - max(0, d)) for d, k in zip(lag, rows.shape[1:], strict=True))
+        there = tuple(slice(max(0, d), k - max(0, -d)) for d, k in zip(lag, rows.shape[1:], strict=True))
+        pair = rows[(slice(None), *here)] * rows[(slice(None), *there)]
+        total[i] += pair.reshape(len(rows), -1).sum(axis=1) * (2 if any(lag) else 1)
+
+
+def _cosines(extents: tuple[int, ...], lags: list[tuple[int, ...]], grid: int | None) -> FloatArray:
+    """cos(ω·d) for every lag d and grid point ω, [lags, points]; half the grid suffices, as the cosine is even."""
+    points = [grid or max(1, 16 * (k - 1)) for k in extents]
+    axes = [np.arange(n // 2 + 1 if a == 0 else n) / n for a, n in enumerate(points)]
+    mesh = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(extents))
+    return np.asarray(np.cos(2 * np.pi * np.array(lags, np.float64) @ mesh.T))
+
+
+def _largest(correlation: FloatArray, cosines: FloatArray) -> FloatArray:
+    """max over grid points of correlation.T @ cosines, a cache-sized block of slices at a time."""
+    result = np.empty(correlation.shape[1], correlation.dtype)
+    step = max(1, _CHUNK // cosines.shape[1])
+    block = np.empty((step, cosines.shape[1]), correlation.dtype)
+    for start in range(0, len(result), step):
+        rows = correlation[:, start : start + step].T
+        np.matmul(rows, cosines, out=block[: len(rows)])
+        block[: len(rows)].max(axis=1, out=result[start : start + step])
     return result
 
 

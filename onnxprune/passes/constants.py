@@ -1,0 +1,252 @@
+"""Which channels do not depend on the model's input, and what they carry.
+
+Per channel of every tensor, in the order zero < constant < map < live: *zero* everywhere, one *constant* number
+everywhere, a *map* that varies in space but not with the input, or *live*. One pass in topological order suffices,
+because what a channel is only depends on what comes before it. Zero times live is zero; a convolution that reads only
+constants is a constant where it does not pad, and a map where zero padding makes the border differ; max pooling keeps a
+constant, average pooling keeps it unless it counts padding; a normalisation over a channel's own space turns a constant
+into its shift. Anything not listed here is live, which is never wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto
+
+from onnxprune.channels import ChannelMap, Contraction, Ids
+from onnxprune.graph import attribute
+from onnxprune.ops import RULES
+from onnxprune.ops import elementwise as e
+from onnxprune.passes.norms import slices
+from onnxprune.weights import weight_values
+
+__all__ = ["CONSTANT", "LIVE", "MAP", "ZERO", "Carried", "carried_constants", "is_padded"]
+
+ZERO, CONSTANT, MAP, LIVE = range(4)
+
+_ELEMENTWISE = frozenset(
+    name
+    for name, rule in RULES.items()
+    if rule.channels in (e.zero, e.zero_never, e.zero_to_infinity, e.clip, e.add, e.multiply, e.divide, e.power, e.where)
+)
+_PASSING = frozenset(
+    "Concat DepthToSpace Flatten Gather GlobalAveragePool GlobalMaxPool MaxPool Reshape Slice SpaceToDepth Split Squeeze "
+    "Tile Transpose Unsqueeze Upsample".split()
+)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What the indices of a tensor's only channel axis carry: ``kind`` int8 [size], ``value`` float64 [size]."""
+
+    ids: Ids
+    kind: NDArray[np.int8]
+    value: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, ids: Ids, kind: NDArray[np.int8], value: NDArray[np.float64]) -> Carried:
+        """Constants that are zero count as zero, and what is not finite as live."""
+        kind = np.where((kind <= CONSTANT) & ~np.isfinite(value), LIVE, kind)
+        kind = np.where(kind <= CONSTANT, np.where(value == 0, ZERO, CONSTANT), kind)
+        return cls(ids, kind.astype(np.int8), np.where(kind <= CONSTANT, value, 0.0))
+
+
+def carried_constants(channel_map: ChannelMap, nonzero: Mapping[int, NDArray[np.bool_]]) -> dict[str, Carried]:
+    """Tensor → what its channels carry, for tensors with one channel axis of which some index is not live.
+
+    ``nonzero``: node of a contraction → which kernel slices are not all zero, [out, in per group].
+    """
+    found: dict[str, Carried] = {}
+    contractions = {c.node: c for c in channel_map.contractions}
+    for index, node in enumerate(channel_map.graph.nodes):
+        for name in node.output:
+            ids = _channel_axis(channel_map, name)
+            if ids is None:
+                continue
+            carried = _carried(channel_map, found, nonzero, contractions.get(index), index, ids)
+            if carried is not None and bool(np.any(carried.kind != LIVE)):
+                found[name] = carried
+    return found
+
+
+def is_padded(node: NodeProto) -> bool:
+    """Whether a convolution reads beyond its input."""
+    pads, auto = attribute(node, "pads"), attribute(node, "auto_pad")
+    return bool(isinstance(pads, list) and any(pads)) or auto not in (None, "NOTSET", "VALID")
+
+
+def _channel_axis(channel_map: ChannelMap, name: str) -> Ids | None:
+    labelled = [ids for ids in channel_map.axes.get(name, ()) if ids is not None]
+    return labelled[0] if len(labelled) == 1 else None
+
+
+def _carried(channel_map: ChannelMap, found: dict[str, Carried], nonzero: Mapping[int, NDArray[np.bool_]],
+             c: Contraction | None, index: int, ids: Ids) -> Carried | None:  # fmt: skip
+    node = channel_map.graph.nodes[index]
+    if index in channel_map.shuffles:
+        return _passed(found, [channel_map.shuffles[index].source], ids)
+    if c is not None:
+        return _contracted(channel_map, found, nonzero[index], c, node, ids)
+    if node.op_type == "BatchNormalization":
+        return _normalised(channel_map, found, node, ids)
+    if node.op_type == "InstanceNormalization":
+        return _shifted(channel_map, found, node, ids)
+    if node.op_type in _PASSING or (node.op_type == "AveragePool" and not _counts_padding(node)):
+        return _passed(found, list(node.input), ids)
+    if node.op_type == "Resize" and attribute(node, "mode") in (None, "nearest", "linear"):
+        extrapolates = attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize"
+        return None if extrapolates else _passed(found, list(node.input[:1]), ids)
+    key = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+    return _elementwise(channel_map, found, node, ids) if key in _ELEMENTWISE else None
+
+
+def _counts_padding(node: NodeProto) -> bool:
+    return is_padded(node) and bool(attribute(node, "count_include_pad"))
+
+
+def _passed(found: dict[str, Carried], names: list[str], ids: Ids) -> Carried | None:
+    """Movement: an output channel carries what the input channel of the same group carries."""
+    held = [found[name] for name in names if name in found]
+    if not held:
+        return None
+    top = int(max(int(ids.max()), *(int(h.ids.max()) for h in held))) + 1
+    kind, value, known = np.full(top, ZERO, np.int8), np.full(top, np.nan), np.zeros(top, np.bool_)
+    for h in held:
+        np.maximum.at(kind, h.ids, h.kind)
+        value[h.ids] = h.value
+        known[h.ids] = True
+    for h in held:  # two indices of one group with different constants: not one constant
+        kind[h.ids[value[h.ids] != h.value]] = LIVE
+    result = np.where(known[ids] & (ids != 0), kind[ids], LIVE)
+    return Carried.of(ids, result.astype(np.int8), np.where(known[ids], value[ids], 0.0))
+
+
+def _contracted(channel_map: ChannelMap, found: dict[str, Carried], used: NDArray[np.bool_], c: Contraction,
+                node: NodeProto, ids: Ids) -> Carried | None:  # fmt: skip
+    """bias + Σ over inputs of value · Σ kernel, where every input with a non-zero slice is constant."""
+    if not np.array_equal(ids, c.outputs):
+        return None
+    held = found.get(node.input[c.data])
+    kind_in = held.kind if held is not None and len(held.kind) == len(c.inputs) else np.full(len(c.inputs), LIVE, np.int8)
+    value_in = held.value if held is not None and len(held.kind) == len(c.inputs) else np.zeros(len(c.inputs))
+    per_group = len(c.inputs) // c.groups
+    rows = np.repeat(np.arange(c.groups), len(used) // c.groups)
+    kinds = kind_in.reshape(c.groups, per_group)[rows]
+    values = value_in.reshape(c.groups, per_group)[rows]
+    worst = np.where(used, kinds, ZERO).max(axis=1, initial=ZERO)
+    edges = node.op_type == "ConvTranspose" or (node.op_type == "Conv" and is_padded(node))
+    kind = np.where((worst == CONSTANT) & edges, MAP, worst).astype(np.int8)
+    if np.all(kind >= MAP):
+        return None
+    fixed = np.flatnonzero(kind <= CONSTANT)
+    w = slices(channel_map, c)[fixed]
+    sums = w.reshape(*w.shape[:2], -1).sum(axis=2, dtype=np.float64)
+    alpha, beta = (attribute(node, n) if node.op_type == "Gemm" else None for n in ("alpha", "beta"))
+    total = np.zeros(len(ids))
+    total[fixed] = (sums * values[fixed]).sum(axis=1) * (alpha if isinstance(alpha, float) else 1.0)
+    if c.bias is not None:
+        bias = weight_values(channel_map.graph, node.input[c.bias]).astype(np.float64)
+        if bias.size != len(ids):
+            return None
+        total = total + bias.ravel() * (beta if isinstance(beta, float) else 1.0)
+    return Carried.of(ids, kind, total)
+
+
+def _normalised(channel_map: ChannelMap, found: dict[str, Carried], node: NodeProto, ids: Ids) -> Carried | None:
+    """γ·(x − μ)/√(σ² + ε) + β of a constant; β where γ is zero."""
+    gamma, beta, mean, variance = (weight_values(channel_map.graph, n).astype(np.float64) for n in node.input[1:5])
+    epsilon = attribute(node, "epsilon")
+    gain = gamma / np.sqrt(variance + (epsilon if isinstance(epsilon, float) else 1e-5))
+    held = found.get(node.input[0])
+    kind = held.kind if held is not None else np.full(len(ids), LIVE, np.int8)
+    value = held.value if held is not None else np.zeros(len(ids))
+    kind = np.where(gamma == 0, CONSTANT, np.where(kind == ZERO, CONSTANT, kind))
+    return Carried.of(ids, kind.astype(np.int8), np.where(gamma == 0, beta, gain * (value - mean) + beta))
+
+
+def _shifted(channel_map: ChannelMap, found: dict[str, Carried], node: NodeProto, ids: Ids) -> Carried | None:
+    """An instance normalisation of a constant is its shift β."""
+    held = found.get(node.input[0])
+    if held is None:
+        return None
+    beta = weight_values(channel_map.graph, node.input[2]).astype(np.float64)
+    kind = np.where(held.kind <= CONSTANT, CONSTANT, LIVE)
+    return Carried.of(ids, kind.astype(np.int8), beta)
+
+
+def _elementwise(channel_map: ChannelMap, found: dict[str, Carried], node: NodeProto, ids: Ids) -> Carried | None:
+    """Channels of which every operand is constant; evaluated by ONNX Runtime on one number a channel."""
+    graph = channel_map.graph
+    computed = [name for name in node.input if name and name not in graph.constants]
+    held = {name: found.get(name) for name in computed}
+    if not any(held.values()):
+        return None
+    axis, rank = _place(channel_map, node.output[0])
+    kinds = [np.full(len(ids), LIVE, np.int8) if h is None or len(h.kind) != len(ids) else h.kind for h in held.values()]
+    kind = np.maximum.reduce(kinds)
+    if node.op_type == "Mul":
+        kind = np.where(np.minimum.reduce(kinds) == ZERO, ZERO, kind).astype(np.int8)
+    vectors = {n: np.zeros(len(ids)) if h is None or len(h.kind) != len(ids) else h.value for n, h in held.items()}
+    if not _stored_per_channel(channel_map, node, axis, rank):
+        return Carried.of(ids, np.where(kind <= CONSTANT, MAP, kind).astype(np.int8), np.zeros(len(ids)))
+    value = _run(channel_map, node, vectors, axis, rank)
+    if value is None or value.size != len(ids):
+        return None
+    if node.op_type == "Mul":
+        value = np.where(kind == ZERO, 0.0, value)
+    return Carried.of(ids, kind, value)
+
+
+def _place(channel_map: ChannelMap, name: str) -> tuple[int, int]:
+    """(the channel axis, the rank) of a tensor."""
+    axes = channel_map.axes[name]
+    return next(a for a, ids in enumerate(axes) if ids is not None), len(axes)
+
+
+def _stored_per_channel(channel_map: ChannelMap, node: NodeProto, axis: int, rank: int) -> bool:
+    """Whether stored operands vary along the channel axis only."""
+    for name in node.input:
+        dims = channel_map.graph.constants[name].dims if name in channel_map.graph.constants else ()
+        if any(size != 1 and a != axis for a, size in enumerate(dims, rank - len(dims))):
+            return False
+    return True
+
+
+def _run(channel_map: ChannelMap, node: NodeProto, vectors: dict[str, NDArray[np.float64]], axis: int,
+         rank: int) -> NDArray[np.float64] | None:  # fmt: skip
+    """The node on tensors of one number a channel."""
+    fast = _FAST.get(node.op_type)
+    if fast is not None and len(vectors) == len([n for n in node.input if n]):
+        return fast(*vectors.values())
+    import onnxruntime as ort  # slow to import, and rarely needed here
+
+    graph, shapes = channel_map.graph, channel_map.shapes
+    feeds, inputs = {}, []
+    for name, vector in vectors.items():
+        kind = shapes.types.get(name, onnx.TensorProto.FLOAT)
+        array = vector.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
+        feeds[name] = array.reshape([-1 if a == axis else 1 for a in range(rank)])
+        inputs.append(onnx.helper.make_tensor_value_info(name, kind, list(feeds[name].shape)))
+    stored = [onnx.numpy_helper.from_array(graph.values(n), n) for n in dict.fromkeys(node.input) if n in graph.constants]
+    body = onnx.helper.make_graph([node], "one", inputs, [onnx.ValueInfoProto(name=node.output[0])], stored)
+    model = onnx.helper.make_model(body, ir_version=8, opset_imports=list(graph.model.opset_import))
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return np.asarray(session.run([node.output[0]], feeds)[0], np.float64).ravel()
+    except Exception:  # an operand that is not per channel, or no kernel for its type: the channel counts as live
+        return None
+
+
+_FAST: dict[str, Callable[..., NDArray[np.float64]]] = {
+    "Relu": lambda x: np.maximum(x, 0.0),
+    "Identity": lambda x: x,
+    "Add": lambda a, b: a + b,
+    "Mul": lambda a, b: a * b,
+}

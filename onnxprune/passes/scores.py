@@ -1,0 +1,122 @@
+"""Methods: each gives every group of coupled channels a score; selection keeps the highest.
+
+A method is a frozen dataclass with a ``name``; ``METHODS`` maps names to methods. Scores are comparable across layers.
+Groups that no contraction makes or reads score +∞: there is nothing to rank them by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from onnxprune.channels import ChannelMap
+from onnxprune.passes.families import families
+from onnxprune.passes.flow import channel_blocks, flow
+from onnxprune.passes.norms import FloatArray, operator_block, slices
+
+__all__ = ["METHODS", "Lean", "Magnitude", "Method", "Random"]
+
+
+class Method(Protocol):
+    """What selection needs of a method."""
+
+    name: ClassVar[str]
+
+    def scores(self, channel_map: ChannelMap) -> FloatArray:
+        """Score per group, float64 [groups]; higher is kept."""
+        ...
+
+
+@dataclass(frozen=True)
+class Lean:
+    """The value of the strongest chain through a group.
+
+    LEAN (Schoonhoven et al. 2020) repeatedly keeps the path of largest product of operator norms. With channels as the
+    unit, the order in which such paths first touch channels is the order of the best path *through* each channel, which
+    one forward and one backward longest-path pass give for all channels. Keeping the best is topologically consistent
+    by itself: every channel on a channel's best path scores at least as high.
+    """
+
+    name: ClassVar[str] = "lean"
+
+    def scores(self, channel_map: ChannelMap) -> FloatArray:
+        found = flow(channel_map, channel_blocks(channel_map, operator_block))
+        ranked = np.where(_ranked(channel_map), found.through, np.inf)
+        return np.asarray(ranked, np.float64)
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """L2 norm of a group's weights, compared within its layer.
+
+    Per weight, a channel's energy is divided by the mean over the weight's channels; a group's magnitude is the root of
+    the mean over all weights that make or read it. Groups are then ranked among those of the same family, and the score
+    is the share of the family that is weaker, so that scaling a layer (and undoing it in the next) changes nothing and
+    no layer is emptied for being quiet. Equal shares are told apart by the magnitude itself.
+    """
+
+    name: ClassVar[str] = "magnitude"
+
+    def scores(self, channel_map: ChannelMap) -> FloatArray:
+        total, count = np.zeros(channel_map.groups), np.zeros(channel_map.groups)
+        for c in channel_map.contractions:
+            w = slices(channel_map, c)
+            for ids, energy in zip((c.outputs, c.inputs), _energies(w, c.groups), strict=True):
+                mean = float(energy.mean())
+                if mean > 0 and len(ids) == len(energy):
+                    np.add.at(total, ids, energy / mean)
+                    np.add.at(count, ids, 1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            magnitude = np.where(count > 0, np.sqrt(total / count), np.inf)
+        return np.where(count > 0, _within_family(channel_map, magnitude), np.inf)
+
+
+def _within_family(channel_map: ChannelMap, magnitude: FloatArray) -> FloatArray:
+    """Share (0..1] of the free groups of the same family that are at most as strong; ties told apart below 1e-6."""
+    family = families(channel_map)
+    order = np.lexsort((magnitude, channel_map.frozen, family))
+    _, starts, sizes = np.unique(family[order], return_index=True, return_counts=True)
+    share = np.empty(len(order))
+    share[order] = (np.arange(len(order)) - np.repeat(starts, sizes) + 1) / np.repeat(sizes, sizes)
+    finite = np.where(np.isfinite(magnitude), magnitude, 0.0)
+    return share + 1e-6 * finite / (1 + finite)
+
+
+@dataclass(frozen=True)
+class Random:
+    """The baseline every method must beat."""
+
+    seed: int = 0
+    name: ClassVar[str] = "random"
+
+    def scores(self, channel_map: ChannelMap) -> FloatArray:
+        drawn = np.random.default_rng(self.seed).random(channel_map.groups)
+        return np.where(_ranked(channel_map), drawn, np.inf)
+
+
+def _ranked(channel_map: ChannelMap) -> FloatArray:
+    """Groups that some contraction makes or reads."""
+    found = np.zeros(channel_map.groups, np.bool_)
+    for c in channel_map.contractions:
+        found[c.outputs] = True
+        found[c.inputs] = True
+    return found
+
+
+def _energies(w: FloatArray, groups: int) -> tuple[FloatArray, FloatArray]:
+    """Squared L2 norm of each output channel's and each input channel's kernel slices."""
+    flat = w.reshape(w.shape[0], w.shape[1], -1)
+    block = np.square(flat[..., 0]) if flat.shape[2] == 1 else np.einsum("oik,oik->oi", flat, flat)
+    by_input = block.sum(axis=0) if groups == 1 else block.reshape(groups, -1, block.shape[1]).sum(axis=1).ravel()
+    return block.sum(axis=1, dtype=np.float64), by_input.astype(np.float64)
+
+
+METHODS: dict[str, Callable[[int], Method]] = {
+    "lean": lambda seed: Lean(),
+    "magnitude": lambda seed: Magnitude(),
+    "random": lambda seed: Random(seed),
+}
+"""Method name → constructor from a seed."""

@@ -1,0 +1,200 @@
+"""Selection: which groups are kept, from a score per group and a budget.
+
+Groups fall into *families*: groups that appear along exactly the same axes of the same constants, such as all channels
+between two convolutions. A family's groups are interchangeable in cost, so a selection is the number kept of each
+family, and the best-scored ones are kept. One global threshold on the score decides these numbers, moved to the nearest
+width that the target runs well; a bisection finds the lowest threshold whose cost fits the budget; then single steps
+are added while they still fit.
+
+What stays is topologically consistent: every contraction of a kept output keeps an input, and groups that are on no
+path from an input to an output any more are dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.alignment import Alignment, Reader
+from onnxprune.channels import ChannelMap
+from onnxprune.errors import UnreachableError
+from onnxprune.passes.cost import Cost
+from onnxprune.passes.families import families
+from onnxprune.passes.flow import Blocks, flow
+from onnxprune.passes.norms import FloatArray
+
+__all__ = ["Selection", "consistent", "reachable", "select"]
+
+_ROUNDS = 4  # times the budget that dead groups free is given out again
+
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """``keep``: bool [groups]. ``cost`` of it and the ``budget`` it had to fit."""
+
+    keep: BoolArray
+    cost: float
+    budget: float
+
+
+class _Search:
+    """The kept groups as a function of a threshold on the score."""
+
+    def __init__(self, channel_map: ChannelMap, scores: FloatArray, alignment: Alignment,
+                 dead: BoolArray | None = None) -> None:  # fmt: skip
+        self.map = channel_map
+        self.banned = np.zeros(channel_map.groups, np.bool_) if dead is None else dead.copy()
+        free = channel_map.free[(scores[channel_map.free] < np.inf) & ~self.banned[channel_map.free]]
+        family = families(channel_map)
+        # Best first within each family; ties by group number, so that the result does not depend on sorting.
+        order = np.lexsort((free, -scores[free], family[free]))
+        self.groups = free[order]
+        self.scores = scores[self.groups]
+        _, self.starts, self.sizes = np.unique(family[self.groups], return_index=True, return_counts=True)
+        self.rank = np.arange(len(self.groups)) - np.repeat(self.starts, self.sizes)
+        self.at_least = self._at_least(scores, family)
+        repeats = self._repeats()
+        readers = self._readers(family)
+        self.widths = [
+            alignment.widths(int(n), int(r), reader) for n, r, reader in zip(self.sizes, repeats, readers, strict=True)
+        ]
+
+    def _at_least(self, scores: FloatArray, family: IntArray) -> IntArray:
+        """1 for families that hold the best-scored input of a contraction that has no input which always stays."""
+        needed = np.zeros(len(self.starts), np.int64)
+        index = {int(f): i for i, f in enumerate(family[self.groups[self.starts]])} if len(self.starts) else {}
+        searched = np.zeros(self.map.groups, np.bool_)
+        searched[self.groups] = True
+        for _, inputs in self.map.needs:
+            inputs = inputs[~self.banned[inputs]]
+            if len(inputs) and np.all(searched[inputs]):
+                best = inputs[np.lexsort((inputs, -scores[inputs]))[0]]
+                needed[index[int(family[best])]] = 1
+        return needed
+
+    def _repeats(self) -> IntArray:
+        """How often a group of each family appears along an axis of a constant, at least."""
+        least = np.full(self.map.groups, np.iinfo(np.int64).max)
+        for axes in self.map.uses.values():
+            for ids in axes:
+                if ids is not None:
+                    groups, counts = np.unique(ids, return_counts=True)
+                    least[groups] = np.minimum(least[groups], counts)
+        return least[self.groups[self.starts]] if len(self.starts) else np.zeros(0, np.int64)
+
+    def _readers(self, family: IntArray) -> list[Reader]:
+        """Who reads the channels of each family."""
+        read: dict[int, set[Reader]] = {}
+        for c in self.map.contractions:
+            node = self.map.graph.nodes[c.node]
+            kernel = self.map.shapes.of.get(node.input[c.weight], ())[2:]
+            dense: Reader = "dense" if c.groups == 1 and kernel and min(kernel) >= 3 else "any"
+            reader: Reader = "matrix" if node.op_type in ("Gemm", "MatMul") else dense
+            for f in np.unique(family[c.inputs]).tolist():
+                read.setdefault(f, set()).add(reader)
+        found = [read.get(int(f), set()) for f in family[self.groups[self.starts]]] if len(self.starts) else []
+        return [next(iter(readers)) if len(readers) == 1 else "any" for readers in found]
+
+    def counts(self, threshold: float) -> IntArray:
+        """Kept per family: those that score at least the threshold, moved to the nearest good width."""
+        if not len(self.starts):
+            return np.zeros(0, np.int64)
+        raw = np.add.reduceat((self.scores >= threshold).astype(np.int64), self.starts)
+        return np.maximum([_nearest(w, int(k)) for w, k in zip(self.widths, raw, strict=True)], self.at_least)
+
+    def keep(self, counts: IntArray) -> BoolArray:
+        kept = np.ones(self.map.groups, np.bool_)
+        kept[self.groups] = self.rank < np.repeat(counts, self.sizes)
+        return kept & ~self.banned
+
+
+def _nearest(widths: IntArray, count: int) -> int:
+    """The width nearest to a count; the lower of two equally near."""
+    above = int(np.searchsorted(widths, count))
+    if above == 0 or (above < len(widths) and widths[above] == count):
+        return int(widths[above])
+    low = int(widths[above - 1])
+    high = int(widths[above]) if above < len(widths) else low
+    return low if count - low <= high - count else high
+
+
+def consistent(channel_map: ChannelMap, blocks: Blocks, keep: BoolArray, scores: FloatArray) -> BoolArray:
+    """Drop groups that are on no path from an input to an output; where that would leave a contraction of a kept
+    output without any input (all its weights are zero), its best-scored input stays."""
+    alive = flow(channel_map, blocks, keep).alive
+    kept = keep & (alive | channel_map.frozen)
+    for outputs, inputs in reversed(channel_map.needs):
+        if np.any(kept[outputs]) and not np.any(kept[inputs]):
+            kept[inputs[np.lexsort((inputs, -scores[inputs]))[0]]] = True
+    return kept
+
+
+def reachable(channel_map: ChannelMap, cost: Cost) -> float:
+    """The largest share (0..1) of a cost that can be removed with every output still reached."""
+    scores = np.zeros(channel_map.groups)
+    search = _Search(channel_map, scores, Alignment(1))
+    total = cost(np.ones(channel_map.groups, np.bool_))
+    return 1 - cost(consistent(channel_map, {}, search.keep(search.at_least), scores)) / total if total else 0.0
+
+
+def select(channel_map: ChannelMap, scores: FloatArray, cost: Cost, sparsity: float, alignment: Alignment,
+           blocks: Blocks | None = None, dead: BoolArray | None = None) -> Selection:  # fmt: skip
+    """The best-scored groups whose cost is at most (1 − sparsity) of the whole.
+
+    ``blocks``: which kernel slices are not zero (see ``flow``); without them, all are taken to carry a signal.
+    ``dead``: bool [groups], groups that leave in any case.
+    Raises UnreachableError (with how far one can go) where even the least that can be kept costs more.
+    """
+    search = _Search(channel_map, scores, alignment, dead)
+    total = cost(np.ones(channel_map.groups, np.bool_))
+    budget = (1 - sparsity) * total
+    least = consistent(channel_map, blocks or {}, search.keep(search.at_least), scores)
+    if cost(least) > budget:
+        most = 1 - cost(least) / total if total else 0.0
+        raise UnreachableError(f"sparsity {sparsity:g} cannot be reached; at most {most:.4g} can", most)
+    keep = least
+    for _ in range(_ROUNDS):
+        counts = _fill(search, cost, budget, _bisect(search, cost, budget))
+        found = search.keep(counts)
+        keep = consistent(channel_map, blocks or {}, found, scores)
+        if np.array_equal(keep, found):
+            break
+        search.banned |= found & ~keep  # what is dead frees budget for what is not
+    return Selection(keep, cost(keep), budget) if cost(keep) <= budget else Selection(least, cost(least), budget)
+
+
+def _bisect(search: _Search, cost: Cost, budget: float) -> IntArray:
+    """Counts at the lowest threshold that fits; cost falls as the threshold rises."""
+    thresholds = np.append(np.unique(search.scores), np.inf)
+    low, high = 0, len(thresholds) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if cost(search.keep(search.counts(thresholds[middle]))) <= budget:
+            high = middle
+        else:
+            low = middle + 1
+    counts = search.counts(thresholds[low])
+    return counts if cost(search.keep(counts)) <= budget else search.at_least
+
+
+def _fill(search: _Search, cost: Cost, budget: float, counts: IntArray) -> IntArray:
+    """Add steps, best score first, while they fit."""
+    counts = counts.copy()
+    open_ = [f for f in range(len(counts)) if counts[f] < search.sizes[f]]
+    while open_:
+        nexts = {f: int(search.starts[f] + counts[f]) for f in open_}
+        family = max(open_, key=lambda f: (search.scores[nexts[f]], -f))
+        widths = search.widths[family]
+        tried = counts.copy()
+        tried[family] = widths[np.searchsorted(widths, counts[family], side="right")]
+        if cost(search.keep(tried)) <= budget:
+            counts = tried
+        else:
+            open_.remove(family)
+        open_ = [f for f in open_ if counts[f] < search.sizes[f]]
+    return counts

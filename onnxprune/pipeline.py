@@ -1,0 +1,279 @@
+"""The main job: model in, smaller model out, every step a plain value.
+
+    load → channel map → (dead channels) → scores → selection → plan → rewrite → verify
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from onnxprune.alignment import Alignment, parse_alignment
+from onnxprune.channels import ChannelMap
+from onnxprune.errors import UnreachableError, UsageError, VerificationError
+from onnxprune.graph import Graph, node_name
+from onnxprune.layers import Census, Layer, census, layers
+from onnxprune.measure import count_weights
+from onnxprune.ops import build_map
+from onnxprune.passes.cost import MEASURES, Measure, cost_of
+from onnxprune.passes.flow import Blocks
+from onnxprune.passes.fold import Dead, dead_groups, fold, nonzero_slices, signal_blocks
+from onnxprune.passes.masked import masked_reference
+from onnxprune.passes.rewrite import rewrite
+from onnxprune.passes.scores import METHODS
+from onnxprune.passes.select import reachable, select
+from onnxprune.plan import Plan, keep_of, plan_of
+from onnxprune.runtime import Provider, Shapes
+from onnxprune.verify import Verification, squashed_tensors, verify
+
+__all__ = ["Options", "Result", "Sizes", "prune", "sizes"]
+
+Progress = Callable[[str], None]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user asks for; the fields are the options of the command line.
+
+    ``sparsity`` in [0, 1): share of ``measure`` to remove; None: only what provably does not matter.
+    ``keep``: patterns of node and tensor names whose channels are left alone.
+    """
+
+    sparsity: float | None = None
+    measure: Measure = "weights"
+    method: str = "lean"
+    granularity: Literal["channel", "kernel"] = "channel"
+    keep: tuple[str, ...] = ()
+    align: str = "auto"
+    allow_renorm: bool = False
+    seed: int = 0
+    provider: Provider = "auto"
+
+    def check(self) -> None:
+        """Raises UsageError for values out of range."""
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise UsageError(f"sparsity is {self.sparsity:g}, expected a share to remove, at least 0 and below 1")
+        if self.measure not in MEASURES:
+            raise UsageError(f"measure is '{self.measure}', expected one of {', '.join(MEASURES)}")
+        if self.method not in METHODS:
+            raise UsageError(f"method is '{self.method}', expected one of {', '.join(METHODS)}")
+        if self.granularity != "channel":
+            raise UsageError(f"granularity '{self.granularity}' is not available yet; use --granularity channel")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a model holds: ``weights`` (see ``onnxprune.measure``), multiply-accumulates and kernel slices of one run."""
+
+    weights: int
+    macs: float
+    kernels: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What ``prune`` made.
+
+    ``model``: the pruned model. ``plan``: what left. ``before``/``after``: its sizes. ``layers``: width before and after,
+    layer by layer. ``census``: what is frozen, by cause. ``verification``: pruned against the reference (the masked
+    reference, or in lossless mode the original), None if not asked for. ``seconds``: time by step.
+    """
+
+    model: ModelProto
+    plan: Plan
+    before: Sizes
+    after: Sizes
+    layers: tuple[Layer, ...]
+    census: Census
+    renormalised: tuple[str, ...]
+    verification: Verification | None
+    seconds: Mapping[str, float]
+    channel_map: ChannelMap = field(repr=False)
+    keep: BoolArray = field(repr=False)
+    folder: Path | None = None
+
+    @cached_property
+    def masked(self) -> ModelProto:
+        """The masked reference: the original with the planned weights set to zero."""
+        return masked_reference(self.channel_map, self.keep)
+
+
+def prune(model: ModelProto, *, sparsity: float | None = None, measure: Measure = "weights", method: str = "lean",
+          granularity: Literal["channel", "kernel"] = "channel", keep: Sequence[str] = (), align: str = "auto",
+          allow_renorm: bool = False, seed: int = 0, plan: Plan | None = None, check: bool = True,
+          provider: Provider = "auto", shapes: Shapes | None = None, folder: Path | None = None,
+          progress: Progress | None = None) -> Result:  # fmt: skip
+    """Remove channels from a model.
+
+    Args:
+        model: the model; it is not changed.
+        sparsity: share of ``measure`` to remove, in [0, 1); None removes only what provably does not matter.
+        measure: ``weights`` (elements of stored constants of rank ≥ 2), ``macs`` or ``kernels``.
+        method: the score: ``lean``, ``magnitude`` or ``random``.
+        granularity: ``channel``.
+        keep: patterns of node or tensor names whose channels are left alone.
+        align: ``auto``, ``none`` or a step that kept widths fall on.
+        allow_renorm: also prune channels that a normalisation runs over (not exact).
+        seed: of ``random`` and of the inputs that verification feeds.
+        plan: apply this instead of choosing.
+        check: run the reference and the pruned model and compare.
+        provider: where verification runs.
+        shapes: sizes for open input dimensions, where verification needs them.
+        folder: where the model's external data lies.
+        progress: told what is being done.
+
+    Raises:
+        UsageError: an option is out of range, or the plan does not fit the model.
+        UnreachableError: the sparsity cannot be reached; says how far one can go and what blocks it.
+        VerificationError: the pruned model does not agree with its reference; never seen on purpose.
+        ModelError: the model cannot be read or run.
+    """
+    options = Options(sparsity, measure, method, granularity, tuple(keep), align, allow_renorm, seed, provider)
+    if plan is not None:
+        options = Options(plan.sparsity, plan.measure, options.method, "channel", plan.keep, align, plan.allow_renorm, seed, provider)  # type: ignore[arg-type]
+    options.check()
+    clock = _Clock(progress or (lambda _: None))
+    with clock("reading the channels"):
+        channel_map = _map(model, options, folder)
+    original = channel_map
+    with clock("looking for dead channels"):
+        nonzero = nonzero_slices(channel_map)
+        dead = dead_groups(channel_map, nonzero, merge=options.sparsity is None)
+        if not np.all(dead.keep):
+            channel_map = _map(fold(channel_map, dead), options, folder)
+            nonzero = nonzero_slices(channel_map)
+    chosen, plan = _choose(channel_map, dead, signal_blocks(nonzero), options, plan, original, clock)
+    with clock("rewriting"):
+        pruned = rewrite(channel_map, chosen)
+    verification = None
+    if check:
+        with clock("verifying on ONNX Runtime"):
+            reference = masked_reference(channel_map, chosen) if options.sparsity is not None else model
+            verification = _verified(reference, pruned, options, shapes, folder, channel_map)
+    with clock("measuring"):
+        after = _sizes_kept(channel_map, chosen, pruned)
+    return Result(
+        model=pruned,
+        plan=plan,
+        before=sizes(original),
+        after=after,
+        layers=layers(channel_map, chosen),
+        census=census(original),
+        renormalised=channel_map.renormalised,
+        verification=verification,
+        seconds=clock.seconds,
+        channel_map=channel_map,
+        keep=chosen,
+        folder=folder,
+    )
+
+
+class _Clock:
+    """Times the steps and tells progress."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        self.progress(step)
+        start = time.perf_counter()
+        yield
+        self.seconds[step] = time.perf_counter() - start
+
+
+def _map(model: ModelProto, options: Options, folder: Path | None) -> ChannelMap:
+    graph = Graph(model, folder)
+    return build_map(graph, keep=_matching(graph, options.keep), allow_renorm=options.allow_renorm)
+
+
+def _matching(graph: Graph, patterns: Sequence[str]) -> set[str]:
+    """Names of nodes and tensors that a pattern matches. Raises UsageError for a pattern that matches nothing."""
+    names = {name for node in graph.nodes for name in (node.name, node_name(node), *node.input, *node.output) if name}
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = {name for name in names if fnmatchcase(name, pattern)}
+        if not matched:
+            raise UsageError(f"--keep '{pattern}' matches no node or tensor; 'onnxprune inspect' lists their names")
+        found |= matched
+    return found
+
+
+def _choose(channel_map: ChannelMap, dead: Dead, blocks: Blocks, options: Options, plan: Plan | None,
+            original: ChannelMap, clock: _Clock) -> tuple[BoolArray, Plan]:  # fmt: skip
+    """The groups to keep, and the plan that says so in the terms of the original model.
+
+    With a sparsity, constants of dead channels have moved into existing biases only (``merge=False``): the masked
+    reference then still has the original's nodes and weights.
+    """
+    if plan is not None:
+        return keep_of(original, plan), plan
+    base = Plan("lossless", options.measure, options.granularity, None, options.allow_renorm, options.keep)
+    if options.sparsity is None:
+        return dead.keep, plan_of(original, dead.keep, ~dead.keep, base)
+    with clock("scoring"):
+        method = METHODS[options.method](options.seed)
+        scores = np.where(dead.keep, method.scores(channel_map), -np.inf)
+    with clock("selecting"):
+        keep = _selected(channel_map, dead, blocks, scores, options, original)
+    base = Plan(options.method, options.measure, options.granularity, options.sparsity, options.allow_renorm, options.keep)
+    return keep, plan_of(original, keep, ~dead.keep, base)
+
+
+def _selected(channel_map: ChannelMap, dead: Dead, blocks: Blocks, scores: NDArray[np.floating], options: Options,
+              original: ChannelMap) -> BoolArray:  # fmt: skip
+    cost = cost_of(channel_map, options.measure)
+    alignment: Alignment = parse_alignment(options.align, options.provider)
+    assert options.sparsity is not None
+    try:
+        return select(channel_map, scores, cost, options.sparsity, alignment, blocks, ~dead.keep).keep
+    except UnreachableError as error:
+        raise UnreachableError(f"{error}; {census(original).blocked()}", error.reachable) from None
+
+
+def sizes(channel_map: ChannelMap) -> Sizes:
+    """What a model holds, counted from the model (weights) and its channel map."""
+    everything = np.ones(channel_map.groups, np.bool_)
+    return _sizes_kept(channel_map, everything, channel_map.graph.model)
+
+
+def _sizes_kept(channel_map: ChannelMap, keep: BoolArray, model: ModelProto) -> Sizes:
+    macs, kernels = (cost_of(channel_map, measure)(keep) for measure in ("macs", "kernels"))
+    return Sizes(count_weights(model), macs, kernels)
+
+
+def reach(channel_map: ChannelMap) -> dict[Measure, float]:
+    """For every measure, the largest sparsity that can be reached."""
+    return {measure: reachable(channel_map, cost_of(channel_map, measure)) for measure in MEASURES}
+
+
+def _verified(reference: ModelProto, pruned: ModelProto, options: Options, shapes: Shapes | None,
+              folder: Path | None, channel_map: ChannelMap) -> Verification:  # fmt: skip
+    """Compare on random inputs. A model that renormalises is expected to differ, so its difference is only reported."""
+    inside = [name for name in squashed_tensors(reference) if _is_unchanged(channel_map, name)]
+    found = verify(reference, pruned, provider=options.provider, shapes=shapes, seed=options.seed, folder=folder, inside=inside)
+    renormalised = options.allow_renorm and bool(channel_map.renormalised)
+    if not found.ok and not renormalised:
+        raise VerificationError(
+            f"the pruned model does not agree with its reference, nothing was written: {found}; "
+            "please report the model, or leave its layers alone with --keep"
+        )
+    return found
+
+
+def _is_unchanged(channel_map: ChannelMap, name: str) -> bool:
+    """Whether a tensor keeps all its channels whatever is chosen."""
+    axes = channel_map.axes.get(name, ())
+    return all(ids is None or bool(np.all(channel_map.frozen[ids])) for ids in axes)

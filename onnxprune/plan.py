@@ -1,0 +1,105 @@
+"""A plan: which channels go and why, as data. JSON in, JSON out.
+
+A plan names channels by where a user can see them: a stored constant, an axis and indices. Channels coupled with these
+leave too; each group is named once. Applying a plan to the same model gives the same result, whatever chose it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.channels import ChannelMap
+from onnxprune.errors import UsageError
+
+__all__ = ["Cut", "Plan", "keep_of", "plan_of"]
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Indices of an axis of a stored constant that leave, as input ``input`` of node ``node`` (its position).
+
+    ``reason``: ``score`` (chosen by the method) or ``dead`` (cannot matter).
+    """
+
+    tensor: str
+    node: int
+    input: int
+    axis: int
+    indices: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to go. ``cuts`` are ordered by node, input and axis."""
+
+    method: str = "lossless"
+    measure: str = "weights"
+    granularity: str = "channel"
+    sparsity: float | None = None
+    allow_renorm: bool = False
+    keep: tuple[str, ...] = ()
+    cuts: tuple[Cut, ...] = field(default_factory=tuple)
+
+    def to_json(self) -> str:
+        return json.dumps({"onnxprune_plan": _VERSION, **asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Raises UsageError where the text is not a plan of this version."""
+        try:
+            held: dict[str, Any] = json.loads(text)
+            if held.pop("onnxprune_plan") != _VERSION:
+                raise UsageError(f"the plan is of another version, expected {_VERSION}; make it anew with --save-plan")
+            cuts = tuple(Cut(**{**cut, "indices": tuple(cut["indices"])}) for cut in held.pop("cuts"))
+            return cls(**{**held, "keep": tuple(held["keep"]), "cuts": cuts})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"the plan cannot be read ({error}); expected the JSON that --save-plan writes") from error
+
+    def __str__(self) -> str:
+        count = sum(len(cut.indices) for cut in self.cuts)
+        return f"plan by {self.method}: {count} groups of channels leave, seen on {len(self.cuts)} axes"
+
+
+def plan_of(channel_map: ChannelMap, keep: NDArray[np.bool_], dead: NDArray[np.bool_], base: Plan) -> Plan:
+    """The plan that removes what is not in ``keep`` (bool [groups]); ``dead`` (bool [groups]) tells the reasons."""
+    pending = ~keep
+    cuts: list[Cut] = []
+    for (index, k), axes in sorted(channel_map.uses.items()):
+        for axis, ids in enumerate(axes):
+            if ids is None or not np.any(pending[ids]):
+                continue
+            groups, first = np.unique(ids, return_index=True)
+            for reason, chosen in (("score", pending & ~dead), ("dead", pending & dead)):
+                indices = np.sort(first[chosen[groups]])
+                if len(indices):
+                    name = channel_map.graph.nodes[index].input[k]
+                    cuts.append(Cut(name, index, k, axis, tuple(indices.tolist()), reason))
+            pending[groups] = False
+    return Plan(**{**base.__dict__, "cuts": tuple(cuts)})
+
+
+def keep_of(channel_map: ChannelMap, plan: Plan) -> NDArray[np.bool_]:
+    """The groups a plan keeps, bool [groups]. Raises UsageError where the plan is for another model."""
+    keep = np.ones(channel_map.groups, np.bool_)
+    for cut in plan.cuts:
+        axes = channel_map.uses.get((cut.node, cut.input), ())
+        ids = axes[cut.axis] if cut.axis < len(axes) else None
+        known = ids is not None and channel_map.graph.nodes[cut.node].input[cut.input] == cut.tensor
+        if not known or ids is None or max(cut.indices) >= len(ids):
+            raise UsageError(f"the plan does not fit this model: it has no '{cut.tensor}' with these channels")
+        groups = ids[list(cut.indices)]
+        if np.any(channel_map.frozen[groups]):
+            raise UsageError(f"the plan removes channels of '{cut.tensor}' that may not leave in this model")
+        keep[groups] = False
+    for outputs, inputs in channel_map.needs:
+        if np.any(keep[outputs]) and not np.any(keep[inputs]):
+            raise UsageError("the plan removes every input of a layer whose output stays")
+    return keep
