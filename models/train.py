@@ -62,7 +62,7 @@ def _unet(samples: Samples) -> nn.Module:
 
 
 def _mixed_scale_dense(samples: Samples) -> nn.Module:
-    # Twice as fast on a CPU: the one output channel of each layer leaves little else to vectorise over.
+    # A quarter faster on a CPU than the default layout, as a layer has only one output channel.
     net = MixedScaleDense().to(memory_format=torch.channels_last)
     fit(net, samples, epochs=10, rate=2e-2, batch=2, augment=mirror)
     return net

@@ -241,7 +241,7 @@ class NodeContext:
     def integer(self, name: str, default: int) -> int:
         """An integer attribute."""
         value = attribute(self.node, name)
-        return default if value is None else int(value)  # type: ignore[call-overload, no-any-return]
+        return default if value is None else int(value)  # type: ignore[call-overload]
 
     def integer_list(self, name: str) -> list[int] | None:
         """An integer-list attribute, or None."""

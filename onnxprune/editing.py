@@ -71,6 +71,11 @@ class NodeEditor:
     def changed(self, ids: Ids) -> bool:
         return not bool(np.all(self.keep[ids]))
 
+    def shrunk(self) -> dict[int, tuple[int, int]]:
+        """Axis of the first output → (what is left of it, what there was), for axes that lost channels."""
+        held = enumerate(self.out_axes(0))
+        return {a: (self.kept_count(ids), len(ids)) for a, ids in held if ids is not None and self.changed(ids)}
+
     def emptied(self, k: int) -> bool:
         """Whether nothing is left of input k."""
         return any(ids is not None and len(ids) > 0 and not np.any(self.keep[ids]) for ids in self.axes(k))

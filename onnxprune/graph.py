@@ -58,7 +58,8 @@ def constant_of(node: NodeProto) -> TensorProto | None:
         return None
     held = node.attribute[0]
     if held.name == "value":
-        return held.t
+        tensor: TensorProto = held.t
+        return tensor
     if held.name not in _FIELDS:
         return None
     value = onnx.helper.get_attribute_value(held)

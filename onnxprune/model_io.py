@@ -465,10 +465,11 @@ def _graph_scope(graph: GraphProto, where: str, owner: tuple[int, int] | None) -
 def _arrange_scope(scope: _Scope) -> dict[str, str]:
     """Sort one scope. Returns what it reads from around it: name → who reads it."""
     nodes = list(scope.nodes)
+    _check_names(scope, nodes, [name for node in nodes for name in node.output if name])
     reads = [[name for name in node.input if name] for node in nodes]
     for k, names in (scope.captured or {}).items():
         reads[k] += names
-    maker = _makers(scope, nodes, reads)
+    maker = {name: k for k, node in enumerate(nodes) for name in node.output if name}
     given = {*scope.inputs, *scope.stored}
     known = given | maker.keys()
     free = {name: f"the list of outputs of {scope.where}" for name in scope.results if name not in known}
@@ -480,19 +481,17 @@ def _arrange_scope(scope: _Scope) -> dict[str, str]:
     return free
 
 
-def _makers(scope: _Scope, nodes: Sequence[NodeProto], reads: Iterable[Sequence[str]]) -> dict[str, int]:
-    """Tensor → index of the node that makes it. Raises ModelError for names made twice and names not text."""
-    made = [name for node in nodes for name in node.output if name]
-    for names in ([n for node in nodes for n in (node.name, node.op_type, node.domain)], made, scope.inputs,
-                  scope.stored, scope.results, *reads):  # fmt: skip
+def _check_names(scope: _Scope, nodes: Sequence[NodeProto], made: Sequence[str]) -> None:
+    """Names are text, and each tensor has its own. (An initializer may be declared as an input, too.)"""
+    called = [name for node in nodes for name in (node.name, node.op_type, node.domain, *node.input)]
+    for names in (called, made, scope.inputs, scope.stored, scope.results):
         if bytes in map(type, names):
             broken = next(name for name in names if not isinstance(name, str))
             raise ModelError(f"a name in {scope.where} is not UTF-8 text ({broken!r}); the file is damaged")
-    for names in (scope.inputs, [*scope.stored, *made], [*scope.inputs, *made]):
+    for names in ([*scope.inputs, *made], [*scope.stored, *made]):
         if len(set(names)) < len(names):
             double = next(name for name, count in Counter(names).items() if count > 1)
             raise ModelError(f"tensor {double!r} is there twice in {scope.where}; names have to differ")
-    return {name: k for k, node in enumerate(nodes) for name in node.output if name}
 
 
 def _sort(scope: _Scope, nodes: Sequence[NodeProto], before: Sequence[set[int]]) -> None:
@@ -525,6 +524,8 @@ def _cycle(nodes: Sequence[NodeProto], before: Sequence[set[int]], sorted_: dict
         path[k] = None
         k = min(maker for maker in before[k] if maker not in sorted_)
     members = list(path)[list(path).index(k) :][::-1]
+    first = members.index(min(members))
+    members = members[first:] + members[:first]
     shown = [repr(node_name(nodes[m])) for m in members[:5]]
     return " → ".join([*shown, *(["…"] if len(members) > 5 else []), shown[0]])
 
@@ -626,10 +627,14 @@ def _staging(out: Path) -> Iterator[Path]:
 
 def _write(proto: ModelProto, staged: Path, folder: Path | None) -> list[Path]:
     """The model at ``staged``, its data beside it. ``folder``: the source's, where it has external data."""
-    if folder is None and sum(map(_raw_size, _tensors(proto))) <= _INSIDE_LIMIT:
+    inside = folder is None and not any(map(uses_external_data, _tensors(proto)))
+    if inside and sum(map(_raw_size, _tensors(proto))) <= _INSIDE_LIMIT:
         _write_message(proto, staged)
         return [staged]
     outline, moved = _outline(proto)
+    lost = next((t.name for t, _ in moved if folder is None and uses_external_data(t)), None)
+    if lost is not None:
+        raise ModelError(f"tensor {lost!r} is in another file; say of which loaded model (source)")
     if moved:
         _write_data(moved, _data_path(staged), _DataFiles(folder or staged.parent))
     _write_message(outline, staged)
@@ -640,7 +645,9 @@ def _write_message(proto: ModelProto, path: Path) -> None:
     try:
         content = proto.SerializeToString()
     except (EncodeError, ValueError):
-        raise ModelError("over 2 GB even without its weights, which is more than protobuf can hold") from None
+        raise ModelError(
+            f"'{path.name}' is over 2 GB even without its weights, too much for protobuf"
+        ) from None
     with path.open("xb") as file:
         file.write(content)
         _flush(file)

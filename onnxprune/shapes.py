@@ -306,7 +306,9 @@ def _range(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]
 def _reduce_prod(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
     keep = attribute(node, "keepdims")
     axes = _ints(node, "axes", a, 1)
-    return np.asarray(np.prod(a[0], axis=None if axes is None else tuple(axes), keepdims=keep != 0, dtype=a[0].dtype))
+    numbers = np.asarray(a[0], np.int64)
+    result = np.prod(numbers, axis=None if axes is None else tuple(axes), keepdims=keep != 0)
+    return np.asarray(result, a[0].dtype)
 
 
 def _reshape(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
@@ -325,7 +327,7 @@ def _plain(function: Callable[..., object]) -> Callable[[NodeProto, list[NDArray
 
 _ARITHMETIC: dict[str, Callable[[NodeProto, list[NDArray[np.generic]]], NDArray[np.generic]]] = {
     "Shape": _shape,
-    "Size": _plain(lambda shape: np.prod(shape, dtype=np.int64)),
+    "Size": _plain(lambda shape: np.prod(np.asarray(shape, np.int64))),
     "Gather": _gather,
     "Concat": _concat,
     "Unsqueeze": _unsqueeze,

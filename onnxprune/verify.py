@@ -49,6 +49,7 @@ __all__ = [
     "compare_outputs",
     "default_tolerance",
     "interface_differences",
+    "rounding",
     "squashed_tensors",
     "verify",
 ]
@@ -393,12 +394,48 @@ def verify(
     return Verification(interface_differences(a, b), tuple(compared), used, where, rtol)
 
 
+def rounding(
+    model: Model,
+    like: Verification,
+    *,
+    shapes: Shapes | None = None,
+    seed: int = 0,
+    provider: Provider = "cpu",
+    inside: Sequence[str] = (),
+    folder: str | Path | None = None,
+) -> float:
+    """What ONNX Runtime itself rounds: the model with its graph optimisations against the same without them.
+
+    Both are right, so their difference (as a share of an output's scale) is no error of anybody's.
+
+    Args:
+        model: the model.
+        like: a verification of it, whose random inputs are used again.
+        shapes: as for `verify`.
+        seed: as for `verify`.
+        provider: as for `verify`.
+        inside: as for `verify`.
+        folder: as for `verify`.
+    """
+    structure = load_structure(model)
+    runs = []
+    session = _open(model, structure, inside, provider, folder)
+    for variant in range(len(like.samples)):
+        runs.append(first_run(structure, session, shapes=shapes, seed=seed + variant, variant=variant)[1:])
+    del session
+    plain = _open(model, structure, inside, provider, folder, optimize=False)
+    compared = [compare_outputs(outputs, run(plain, inputs)) for inputs, outputs in runs]
+    return max((output.error for each in compared for output in each.outputs), default=0.0)
+
+
 def _open(
     model: Model,
     structure: onnx.ModelProto,
     inside: Sequence[str],
     provider: Provider,
     folder: str | Path | None,
+    *,
+    optimize: bool = True,
 ) -> InferenceSession:
     if inside:
         if isinstance(model, str | Path):
@@ -406,7 +443,7 @@ def _open(
         model = onnx.ModelProto()
         model.CopyFrom(structure)
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inside)
-    return open_session(model, provider=provider, folder=folder, tf32=False)
+    return open_session(model, provider=provider, folder=folder, optimize=optimize, tf32=False)
 
 
 def _run_second(session: InferenceSession, inputs: Inputs) -> Inputs:

@@ -83,9 +83,10 @@ def _spatial_frozen(ctx: NodeContext) -> tuple[Axes, Axes]:
 def _grouped(ctx: NodeContext, x: Ids | None, w: Axes, count: int
              ) -> tuple[Ids | None, tuple[float, list[tuple[Ids | None, int]]]]:  # fmt: skip
     """Channels of a grouped convolution: whole groups, or the same positions in every group."""
-    size_out, width = ctx.shape(1)[0], ctx.shape(1)[1]
+    width = ctx.shape(1)[1]
     if w[0] is None or w[1] is None:
-        ctx.freeze(x, "a grouped convolution of computed weights")
+        for ids in (x, *w[:2]):
+            ctx.freeze(ids, "a grouped convolution of computed weights")
         return None, (1.0, [])
     by_group = w[0].reshape(count, -1)
     positions = min(width, by_group.shape[1])
@@ -112,11 +113,12 @@ def _finish(ctx: NodeContext, x: Axes, inputs: Ids | None, outputs: Ids | None,
             macs: tuple[float, list[tuple[Ids | None, int]]], axes: tuple[int, int], count: int) -> list[Axes]:  # fmt: skip
     """What all convolutions share: bias, masks, edges, cost, axes of the output."""
     ctx.mask(1)
-    if ctx.has(2):
-        outputs = ctx.unify(outputs, ctx.axes(2)[0])
-        ctx.mask(2)
+    bias = 2 if ctx.has(2) else None
+    zero = bias is None
+    if bias is not None:
+        outputs = ctx.unify(outputs, ctx.axes(bias)[0])
+        zero = ctx.mask_where_possible(bias)
     if inputs is not None and outputs is not None:
-        bias = 2 if ctx.has(2) else None
         ctx.contraction(data=0, weight=1, bias=bias, in_axis=axes[0], out_axis=axes[1],
                         inputs=inputs, outputs=outputs, groups=count)  # fmt: skip
     ctx.need(outputs, inputs)
@@ -124,7 +126,7 @@ def _finish(ctx: NodeContext, x: Axes, inputs: Ids | None, outputs: Ids | None,
     positions = prod((ctx.shape(0) if transposed else ctx.out_shape())[2:]) * prod(ctx.shape(1)[2:])
     ctx.macs(macs[0] * positions, *macs[1], (x[0], ctx.shape(0)[0]))
     ctx.slices(macs[0], *macs[1])
-    if x[0] is None or ctx.zeroed(0):
+    if zero and (x[0] is None or (bias is None and ctx.zeroed(0))):
         ctx.builder.zero.add(ctx.node.output[0])
     return [(x[0], outputs, *(None,) * (len(ctx.out_shape()) - 2))]
 
@@ -155,11 +157,18 @@ def matmul(ctx: NodeContext) -> list[Axes]:
     if weight is not None:
         free = (columns, b_shape[-1]) if weight == 1 else (rows, a_shape[-2])
         ctx.slices(1.0, (contracted, a_shape[-1]), free)
-    zero = [ctx.is_constant(k) or ctx.zeroed(k) for k in (0, 1)]
-    in_batch = any(ids is not None for ids in batch)
-    if (rows is None or zero[0]) and (columns is None or zero[1]) and (not in_batch or any(zero)):
+    zero = [k == weight or ctx.zeroed(k) for k in (0, 1)]
+    if (rows is None or zero[0]) and (columns is None or zero[1]) and _zero_in_batch(batch, zero, a_shape, b_shape):
         ctx.builder.zero.add(ctx.node.output[0])
     return [(*batch, rows, columns)]
+
+
+def _zero_in_batch(batch: Axes, zero: list[bool], a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether some operand is zero at removed channels of each leading axis, and has that axis."""
+    return all(
+        ids is None or any(z and -axis <= len(shape) and shape[axis] != 1 for z, shape in zip(zero, (a, b), strict=True))
+        for axis, ids in zip(range(-len(batch) - 2, -2), batch, strict=True)
+    )
 
 
 def _contracted(ctx: NodeContext, a: Ids | None, b: Ids | None, weight: int | None) -> Ids | None:
@@ -210,8 +219,10 @@ def gemm(ctx: NodeContext) -> list[Axes]:
     inputs = ctx.unify(data, b[in_axis])
     outputs = b[out_axis]
     ctx.mask(1)
+    zero = rows is None
     if ctx.has(2):
         outputs = _gemm_bias(ctx, rows, outputs)
+        zero = ctx.mask_where_possible(2) and zero
     if b[in_axis] is not None and outputs is not None:
         kept = inputs if inputs is not None else b[in_axis]
         assert kept is not None
@@ -221,7 +232,7 @@ def gemm(ctx: NodeContext) -> list[Axes]:
     ctx.macs(1.0, (rows, ctx.out_shape()[0]), (outputs, ctx.out_shape()[1]),
              (inputs, ctx.shape(1)[in_axis]))  # fmt: skip
     ctx.slices(1.0, (inputs, ctx.shape(1)[in_axis]), (outputs, ctx.shape(1)[out_axis]))
-    if rows is None:
+    if zero:
         ctx.builder.zero.add(ctx.node.output[0])
     return [(rows, outputs)]
 
@@ -232,10 +243,10 @@ def _gemm_bias(ctx: NodeContext, rows: Ids | None, outputs: Ids | None) -> Ids |
     if not shape or shape[-1] != ctx.out_shape()[1]:
         ctx.freeze_input(2, "one channel broadcast over many")
         ctx.freeze(outputs, "shares its bias with other channels")
+        ctx.freeze(rows if len(shape) == 2 and shape[0] != 1 else None, "shares its bias with other channels")
         return outputs
     if len(shape) == 2 and shape[0] == ctx.out_shape()[0] != 1:
         ctx.unify(rows, axes[0])
     elif len(shape) == 2:
         ctx.freeze(axes[0], "one channel broadcast over many")
-    ctx.mask(2)
     return ctx.unify(outputs, axes[-1])

@@ -105,7 +105,7 @@ def clip(ctx: NodeContext) -> list[Axes]:
 def _bound(ctx: NodeContext, name: str, k: int) -> float | None:
     for held in ctx.node.attribute:
         if held.name == name:
-            return held.f
+            return float(held.f)
     if not ctx.has(k):
         return None
     constant = ctx.builder.graph.constants.get(ctx.node.input[k])

@@ -26,7 +26,7 @@ def fused_conv(ctx: NodeContext) -> list[Axes]:
     outputs = conv(ctx)
     if ctx.has(3):
         outputs = [tuple(ctx.unify(a, b) for a, b in zip(outputs[0], ctx.axes(3), strict=True))]
-        _forget_zero(ctx, ctx.zeroed(3))
+        _forget_zero(ctx, ctx.zeroed(3))  # a sum is zero where both are
     _forget_zero(ctx, activation in _ZERO_KEEPING)
     return outputs
 

@@ -7,16 +7,21 @@ that spell out sizes and positions (Reshape targets, Split sizes, Slice bounds, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
 
 from onnxprune.channels import Axes, Ids, NodeContext, Opaque
 from onnxprune.editing import NodeEditor
+from onnxprune.graph import attribute
 
-__all__ = ["concat", "constant_of_shape", "depth_to_space", "expand", "flatten", "gather", "pad", "reshape", "resize_concat",
-           "resize_gather", "resize_pad", "resize_shape_input", "resize_slice", "resize_split", "slice_", "space_to_depth",
-           "split", "squeeze", "tile", "transpose", "unsqueeze"]  # fmt: skip
+__all__ = ["concat", "constant_of_shape", "depth_to_space", "expand", "flatten", "gather", "pad", "reshape",
+           "resize_concat", "resize_constant_of_shape", "resize_expand", "resize_gather", "resize_pad", "resize_reshape",
+           "resize_slice", "resize_split", "resize_squeeze", "slice_", "space_to_depth", "split", "squeeze", "tile",
+           "transpose", "unsqueeze"]  # fmt: skip
 
 
 def _carry(ctx: NodeContext, axes: Axes, k: int = 0) -> list[Axes]:
@@ -46,7 +51,14 @@ flatten = reshape
 
 def _reshaped(ctx: NodeContext, before: Sequence[int], after: Sequence[int], axes: Axes) -> Axes:
     result: list[Ids | None] = [None] * len(after)
-    for old, new in _blocks(before, after):
+    if all(ids is None for ids in axes):
+        return tuple(result)
+    blocks = list(_blocks(before, after))
+    shapes = ctx.builder.shapes
+    again = shapes.second(ctx.node.input[0]), shapes.second(ctx.node.output[0])
+    if prod(again[0]) == prod(again[1]) and list(_blocks(*again)) != blocks:
+        raise Opaque("what it joins depends on the sizes of open dimensions")
+    for old, new in blocks:
         for axis, ids in zip(new, _block(ctx, old, new, before, after, axes), strict=True):
             result[axis] = ids
     return tuple(result)
@@ -82,7 +94,7 @@ def _block(ctx: NodeContext, old: list[int], new: list[int], before: Sequence[in
         return []
     carrier = max(labelled, key=lambda a: before[a])
     for a in labelled:
-        if a != carrier and before[a] == 1 or a != carrier:
+        if a != carrier:
             ctx.freeze(axes[a], "merged with another channel axis")
     ids = axes[carrier]
     assert ids is not None
@@ -116,11 +128,32 @@ def _constant_along(joint: Ids, axis: int) -> bool:
 def squeeze(ctx: NodeContext) -> list[Axes]:
     """Drop axes of size 1, https://onnx.ai/onnx/operators/onnx__Squeeze.html"""
     axes, shape = ctx.axes(0), ctx.shape(0)
-    named = ctx.integer_list("axes") or (ctx.integers(1) if ctx.has(1) else None)
-    gone = {a % len(shape) for a in named} if named else {a for a, size in enumerate(shape) if size == 1}
+    named = _squeezed(ctx)
+    if named is None and not all(ctx.is_fixed(0, a) for a in range(len(shape))):
+        raise Opaque("drops every axis that turns out to have one index")
+    gone = {a for a, size in enumerate(shape) if size == 1} if named is None else {a % len(shape) for a in named}
     for a in gone:
         ctx.freeze(axes[a], "its axis is dropped")
     return _carry(ctx, tuple(ids for a, ids in enumerate(axes) if a not in gone))
+
+
+def _squeezed(ctx: NodeContext) -> list[int] | None:
+    """The axes a Squeeze names: an attribute before opset 13, then an input; None where it takes all of size 1."""
+    named = ctx.integer_list("axes") or ctx.integers(1)
+    if named is None and ctx.has(1):
+        raise Opaque("its axes are computed at run time")
+    return named or None
+
+
+def resize_squeeze(edit: NodeEditor) -> None:
+    """An axis of which one channel is left is not to be dropped too, so the axes are named."""
+    if _squeezed(edit.context) is not None:
+        return
+    axes = [a for a, size in enumerate(edit.context.shape(0)) if size == 1]
+    if edit.opset < 13:
+        edit.node.attrs["axes"] = axes
+    else:
+        edit.replace(1, np.array(axes, np.int64))
 
 
 def unsqueeze(ctx: NodeContext) -> list[Axes]:
@@ -133,16 +166,50 @@ def unsqueeze(ctx: NodeContext) -> list[Axes]:
     return _carry(ctx, tuple(None if a in added else next(held) for a in range(rank)))
 
 
-def resize_shape_input(edit: NodeEditor) -> None:
-    """Reshape, Expand, Resize, ConstantOfShape: the sizes given as an input follow the channels that remain."""
-    k = {"ConstantOfShape": 0, "Resize": 3}.get(edit.node.op, 1)
-    sizes = {a: edit.kept_count(ids) for a, ids in enumerate(edit.out_axes(0)) if ids is not None and edit.changed(ids)}
-    if not sizes:
+def resize_reshape(edit: NodeEditor) -> None:
+    """The target of a Reshape follows the channels that remain: an attribute before opset 5, then an input."""
+    held = edit.node.attrs.get("shape")
+    target = edit.context.integers(1) if held is None else [int(d) for d in held]
+    if target is None:
+        edit.shrink(1, edit.shrunk())
         return
-    if "shape" in edit.node.attrs:  # Reshape before opset 5
-        edit.node.attrs["shape"] = [sizes.get(a, d) for a, d in enumerate(edit.node.attrs["shape"])]
-    elif k < len(edit.node.inputs) and not edit.node.inputs[k].is_empty():
-        edit.override(k, sizes, keep=(-1, 0) if edit.node.op == "Reshape" else (1,) if edit.node.op == "Expand" else ())
+    changed = [_target(edit, axis, size) for axis, size in enumerate(target)]
+    if held is not None:
+        edit.node.attrs["shape"] = changed
+    elif changed != target:
+        edit.replace(1, np.array(changed, np.int64))
+
+
+def _target(edit: NodeEditor, axis: int, size: int) -> int:
+    """One entry of a Reshape's target. −1 follows by itself; 0 does if the same is left of the input's axis."""
+    ids = edit.out_axes(0)[axis]
+    left = edit.context.out_shape()[axis] if ids is None else edit.kept_count(ids)
+    if size == 0 and not edit.node.attrs.get("allowzero", 0):
+        source = edit.axes(0)[axis]
+        follows = edit.context.shape(0)[axis] if source is None else edit.kept_count(source)
+        return 0 if follows == left else left
+    return size if size == -1 or ids is None else left
+
+
+def resize_expand(edit: NodeEditor) -> None:
+    """The shape given to an Expand: right-aligned, and a 1 takes the size of the input."""
+    known = edit.context.integers(1)
+    length = edit.context.shape(1)[0]
+    offset = len(edit.out_axes(0)) - length
+    sizes = {a - offset: change for a, change in edit.shrunk().items() if a >= offset}
+    if known is None:
+        edit.shrink(1, sizes)
+    else:
+        edit.override(1, {entry: left for entry, (left, _) in sizes.items() if known[entry] != 1})
+
+
+def resize_constant_of_shape(edit: NodeEditor) -> None:
+    """The shape given to a ConstantOfShape."""
+    sizes = edit.shrunk()
+    if edit.context.integers(0) is None:
+        edit.shrink(0, sizes)
+    else:
+        edit.override(0, {entry: left for entry, (left, _) in sizes.items()})
 
 
 # ---- joining and cutting --------------------------------------------------------------------------------------------
@@ -166,7 +233,7 @@ def concat(ctx: NodeContext) -> list[Axes]:
             for ids in parts[1:]:
                 ctx.unify(parts[0], ids)
             result.append(parts[0])
-    if all(ctx.zeroed(k) or operands[k][axis] is None for k in range(len(operands))):
+    if all(ctx.zeroed(k) or all(ids is None for ids in axes) for k, axes in enumerate(operands)):
         ctx.builder.zero.add(ctx.node.output[0])
     return [tuple(result)]
 
@@ -196,6 +263,8 @@ def split(ctx: NodeContext) -> list[Axes]:
     ids = axes[axis]
     if sum(sizes) != ctx.shape(0)[axis]:
         raise Opaque("its parts do not add up")
+    if ids is not None and not ctx.is_fixed(0, axis):
+        raise Opaque("cuts an axis whose size depends on open dimensions")
     parts: list[Ids | None] = [None] * len(sizes)
     if ids is not None:
         parts = list(np.split(ids, np.cumsum(sizes)[:-1]))
@@ -225,80 +294,95 @@ def resize_split(edit: NodeEditor) -> None:
 def slice_(ctx: NodeContext) -> list[Axes]:
     """A range of indices along some axes, https://onnx.ai/onnx/operators/onnx__Slice.html"""
     axes, shape = list(ctx.axes(0)), ctx.shape(0)
-    ranges = _ranges(ctx, shape)
+    cut = _Cut.of(ctx)
     for a, ids in enumerate(axes):
-        if ids is None or (ranges is not None and a not in ranges):
+        if ids is None or _is_whole(ctx, cut, a):
             continue
-        if ranges is None or ranges[a] is None:
-            if ctx.out_shape()[a] == shape[a]:
-                continue  # the whole axis, whatever the bounds say
+        span = None if cut is None else cut.span(a, shape[a])
+        if span is None or not ctx.is_fixed(0, a):
             ctx.freeze(ids, "cut at bounds computed at run time")
             axes[a] = None
         else:
-            axes[a] = ids[ranges[a]]
+            axes[a] = ids[span]
     return _carry(ctx, tuple(axes))
 
 
-def _ranges(ctx: NodeContext, shape: Sequence[int]) -> dict[int, slice | None] | None:
-    """Axis → range of indices; None for a range (or for all) that is not known."""
-    if ctx.integer_list("starts") is not None:
-        starts, ends = ctx.integer_list("starts"), ctx.integer_list("ends")
-        axes, steps = ctx.integer_list("axes"), None
-    else:
-        starts, ends = ctx.integers(1), ctx.integers(2)
-        axes = ctx.integers(3) if ctx.has(3) else None
-        steps = ctx.integers(4) if ctx.has(4) else None
-        if ctx.has(3) and axes is None or ctx.has(4) and steps is None:
+def _is_whole(ctx: NodeContext, cut: _Cut | None, axis: int) -> bool:
+    """Whether all indices of an axis pass in their order, whatever the bounds say."""
+    if cut is None:
+        return False
+    of, second = ctx.builder.shapes.of, ctx.builder.shapes.second
+    same = all(held(ctx.node.input[0])[axis] == held(ctx.node.output[0])[axis] for held in (of.__getitem__, second))
+    return axis not in cut.axes or (same and cut.steps[cut.axes.index(axis)] > 0)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What a Slice takes: of the axes ``axes``, bounds (None where they are computed at run time) and steps."""
+
+    starts: list[int] | None
+    ends: list[int] | None
+    axes: list[int]
+    steps: list[int]
+
+    @staticmethod
+    def of(ctx: NodeContext) -> _Cut | None:
+        """Attributes before opset 10, then inputs; None where the axes or steps are computed at run time."""
+        starts, ends = (ctx.integer_list(name) or ctx.integers(k) for name, k in (("starts", 1), ("ends", 2)))
+        axes = ctx.integer_list("axes") or ctx.integers(3)
+        steps = ctx.integers(4)
+        if (axes is None and ctx.has(3)) or (steps is None and ctx.has(4)):
             return None
-    count = len(starts or ends or ())
-    axes = [a % len(shape) for a in (axes if axes is not None else range(count))]
-    if starts is None or ends is None:
-        return dict.fromkeys(axes) if axes else None
-    steps = steps or [1] * count
-    return {a: _bounds(s, e, step, shape[a]) for a, s, e, step in zip(axes, starts, ends, steps, strict=True)}
+        count = len(starts or ends or axes or steps or ())
+        if starts is None and ctx.has(1) and not count:
+            count = ctx.shape(1)[0]
+        rank = len(ctx.shape(0))
+        return _Cut(starts, ends, [a % rank for a in (axes or range(count))], steps or [1] * count)
 
-
-def _bounds(start: int, end: int, step: int, size: int) -> slice:
-    """ONNX's bounds as a Python slice: an end before the first element stays before it."""
-    if step < 0 and end < -size:
-        return slice(start, None, step)
-    return slice(start, end, step)
+    def span(self, axis: int, size: int) -> slice | None:
+        """The bounds of one axis as a Python slice: an end before the first element stays before it."""
+        if self.starts is None or self.ends is None or axis not in self.axes:
+            return None
+        entry = self.axes.index(axis)
+        start, end, step = self.starts[entry], self.ends[entry], self.steps[entry]
+        return slice(start, None if step < 0 and end < -size else end, step)
 
 
 def resize_slice(edit: NodeEditor) -> None:
     """Bounds move with the channels before them; a stepped range becomes a Gather of the indices that remain."""
-    moved = {a: ids for a, ids in enumerate(edit.axes(0)) if ids is not None and edit.changed(ids)}
-    ranges = _ranges(edit.context, edit.context.shape(0)) or {}
-    for a, ids in moved.items():
-        span = ranges.get(a)
-        if span is None:
+    cut = _Cut.of(edit.context)
+    if cut is None:
+        return
+    starts: dict[int, int] = {}
+    ends: dict[int, int] = {}
+    steps: dict[int, int] = {}
+    for a, ids in enumerate(edit.axes(0)):
+        if ids is None or not edit.changed(ids) or a not in cut.axes or _is_whole(edit.context, cut, a):
             continue
-        positions = np.cumsum(edit.kept(ids)) - 1
-        chosen = np.arange(len(ids))[span]
-        left = positions[chosen[edit.kept(ids)[chosen]]]
-        if span.step is None or span.step == 1:
-            _set_bounds(edit, a, int(left[0]), int(left[-1]) + 1) if len(left) else None
+        entry = cut.axes.index(a)
+        left = _left(edit, ids, cut.span(a, len(ids)))
+        if cut.steps[entry] == 1:
+            starts[entry], ends[entry] = int(left[0]), int(left[-1]) + 1
         else:
             edit.gather_after(a, left)
-            _set_bounds(edit, a, 0, int(np.iinfo(np.int32).max), 1)
+            starts[entry], ends[entry], steps[entry] = 0, int(np.iinfo(np.int32).max), 1
+    _set_bounds(edit, starts, ends, steps)
 
 
-def _set_bounds(edit: NodeEditor, axis: int, start: int, end: int, step: int | None = None) -> None:
-    rank = len(edit.axes(0))
-    if "starts" in edit.node.attrs:
-        named = edit.node.attrs.get("axes") or range(len(edit.node.attrs["starts"]))
-        entry = [a % rank for a in named].index(axis)
-        for name, value in (("starts", start), ("ends", end)):
-            edit.node.attrs[name] = [value if i == entry else v for i, v in enumerate(edit.node.attrs[name])]
-        return
-    listed = edit.context.integers(3) if edit.context.has(3) else None
-    starts = edit.context.integers(1)
-    count = len(starts if starts is not None else edit.context.integers(2) or ())
-    entry = [a % rank for a in (listed if listed is not None else range(count))].index(axis)
-    edit.override(1, {entry: start})
-    edit.override(2, {entry: end})
-    if step is not None:
-        edit.override(4, {entry: step})
+def _left(edit: NodeEditor, ids: Ids, span: slice | None) -> NDArray[np.int64]:
+    """Where the indices that a range takes, and that remain, are now."""
+    chosen = np.arange(len(ids))[span if span is not None else slice(None)]
+    kept = edit.kept(ids)
+    return (np.cumsum(kept) - 1)[chosen[kept[chosen]]]
+
+
+def _set_bounds(edit: NodeEditor, starts: dict[int, int], ends: dict[int, int], steps: dict[int, int]) -> None:
+    for name, k, entries in (("starts", 1, starts), ("ends", 2, ends), ("steps", 4, steps)):
+        if entries and name in edit.node.attrs:
+            held = edit.node.attrs[name]
+            edit.node.attrs[name] = [entries.get(i, v) for i, v in enumerate(held)]
+        elif entries:
+            edit.override(k, entries)
 
 
 def gather(ctx: NodeContext) -> list[Axes]:
@@ -308,13 +392,14 @@ def gather(ctx: NodeContext) -> list[Axes]:
     rank = len(ctx.shape(1))
     picked: list[Ids | None] = [None] * rank
     ids, chosen = axes[axis], ctx.integers(1)
-    if ids is not None and (chosen is None or rank != 1):
-        which = ids if chosen is None else ids[np.array(chosen)]
-        ctx.freeze(which, "looked up by an index computed at run time" if chosen is None else "picked one by one")
-    elif ids is not None and chosen is not None:
+    if ids is not None and (chosen is None or not ctx.is_fixed(0, axis)):
+        ctx.freeze(ids, "looked up by an index computed at run time")
+    elif ids is not None and rank != 1:
+        ctx.freeze(ids[np.array(chosen)], "picked one by one")
+    elif ids is not None:
         picked = [ids[np.array(chosen)]]
     if ctx.is_constant(0):
-        ctx.mask(0)
+        ctx.mask_where_possible(0)
     return _carry(ctx, (*axes[:axis], *picked, *axes[axis + 1 :]))
 
 
@@ -333,42 +418,65 @@ def resize_gather(edit: NodeEditor) -> None:
 
 def pad(ctx: NodeContext) -> list[Axes]:
     """Indices added at both ends of an axis, https://onnx.ai/onnx/operators/onnx__Pad.html"""
-    axes, shape, out = list(ctx.axes(0)), ctx.shape(0), ctx.out_shape()
-    amounts = _pads(ctx)
-    named = ctx.integers(3) if ctx.has(3) else None
+    axes = list(ctx.axes(0))
+    amounts = _amounts(ctx)
+    constant = attribute(ctx.node, "mode") in (None, "constant")
     for a, ids in enumerate(axes):
-        if ids is None or shape[a] == out[a]:
+        begin, end = (-1, -1) if amounts is None else amounts.get(a, (0, 0))
+        if ids is None or begin == end == 0:
             continue
-        mode = ctx.node.attribute
-        constant = all(held.name != "mode" or held.s == b"constant" for held in mode)
-        if amounts is None or named is not None or not constant or min(amounts[a], amounts[a + len(shape)]) < 0:
+        if not constant or min(begin, end) < 0 or not ctx.is_fixed(0, a):
             ctx.freeze(ids, "padded along the channels")
             axes[a] = None
         else:
-            axes[a] = np.concatenate([ctx.builder.fresh(amounts[a]), ids, ctx.builder.fresh(amounts[a + len(shape)])])
-    zero_padding = not ctx.has(2) and all(held.name != "value" or held.f == 0 for held in ctx.node.attribute)
-    if ctx.zeroed(0) and (zero_padding or tuple(axes) == ctx.axes(0)):
+            before, after = ctx.builder.fresh(begin), ctx.builder.fresh(end)
+            ctx.need(np.concatenate([before, after]), ids)
+            axes[a] = np.concatenate([before, ids, after])
+    if ctx.zeroed(0) and (not constant or _pads_with_zero(ctx)):
         ctx.builder.zero.add(ctx.node.output[0])
     return [tuple(axes)]
 
 
+def _pads_with_zero(ctx: NodeContext) -> bool:
+    """The value is an attribute before opset 11, then an input."""
+    if ctx.has(2):
+        held = ctx.builder.graph.constants.get(ctx.node.input[2])
+        return held is not None and not np.any(ctx.builder.graph.values(held.name))
+    return not attribute(ctx.node, "value")
+
+
 def _pads(ctx: NodeContext) -> list[int] | None:
     """Amounts [begin…, end…]; an attribute before opset 11 (called ``paddings`` before opset 2)."""
-    held = ctx.integer_list("pads")
-    return held if held is not None else ctx.integers(1)
+    return ctx.integer_list("pads") or ctx.integer_list("paddings") or ctx.integers(1)
+
+
+def _padded_axes(ctx: NodeContext) -> list[int] | None:
+    """The axes that the amounts are for; since opset 18 perhaps not all."""
+    rank = len(ctx.shape(0))
+    named = ctx.integers(3) if ctx.has(3) else list(range(rank))
+    return None if named is None else [a % rank for a in named]
+
+
+def _amounts(ctx: NodeContext) -> dict[int, tuple[int, int]] | None:
+    """Axis → (before, after); None where they are computed at run time."""
+    pads, named = _pads(ctx), _padded_axes(ctx)
+    if pads is None or named is None:
+        return None
+    return {a: (pads[i], pads[i + len(named)]) for i, a in enumerate(named)}
 
 
 def resize_pad(edit: NodeEditor) -> None:
     """Padded channels that are removed are no longer padded."""
-    rank = len(edit.axes(0))
-    amounts = _pads(edit.context)
+    amounts, named = _amounts(edit.context), _padded_axes(edit.context)
+    if amounts is None or named is None:
+        return
     changes: dict[int, int] = {}
-    for a, ids in enumerate(edit.out_axes(0)):
-        if ids is None or amounts is None or edit.axes(0)[a] is None or not edit.changed(ids):
-            continue
-        kept = edit.kept(ids)
-        changes[a] = int(kept[: amounts[a]].sum())
-        changes[a + rank] = int(kept[len(kept) - amounts[a + rank] :].sum())
+    for entry, a in enumerate(named):
+        ids = edit.out_axes(0)[a]
+        if ids is not None and edit.changed(ids):
+            kept = edit.kept(ids)
+            changes[entry] = int(kept[: amounts[a][0]].sum())
+            changes[entry + len(named)] = int(kept[len(kept) - amounts[a][1] :].sum())
     if changes and "pads" in edit.node.attrs:
         edit.node.attrs["pads"] = [changes.get(i, v) for i, v in enumerate(edit.node.attrs["pads"])]
     elif changes:
@@ -399,11 +507,15 @@ def tile(ctx: NodeContext) -> list[Axes]:
 
 
 def constant_of_shape(ctx: NodeContext) -> list[Axes]:
-    """A tensor filled with one number: its axes are new channels, https://onnx.ai/onnx/operators/onnx__ConstantOfShape.html"""
-    value = next((held.t for held in ctx.node.attribute if held.name == "value"), None)
-    if value is None or not any(value.raw_data) and not any(value.float_data):
+    """A tensor filled with one number: its axes are new channels.
+
+    https://onnx.ai/onnx/operators/onnx__ConstantOfShape.html
+    """
+    value = attribute(ctx.node, "value")
+    if not isinstance(value, TensorProto) or not np.any(numpy_helper.to_array(value)):
         ctx.builder.zero.add(ctx.node.output[0])
-    return [tuple(ctx.builder.fresh(size) for size in ctx.out_shape())]
+    sizes = enumerate(ctx.out_shape())
+    return [tuple(ctx.builder.fresh(size) if ctx.out_is_fixed(a) else None for a, size in sizes)]
 
 
 def depth_to_space(ctx: NodeContext) -> list[Axes]:

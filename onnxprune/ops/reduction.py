@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from onnxprune.channels import Axes, Ids, NodeContext
+from onnxprune.channels import Axes, Ids, NodeContext, Opaque
 from onnxprune.editing import NodeEditor
+from onnxprune.graph import attribute
+from onnxprune.ops.sign import Sign, sign
 
-__all__ = ["group_normalization", "instance_normalization", "layer_normalization", "pool", "reduce", "resample",
-           "resize_group_normalization", "softmax", "spatial", "sum_reduce", "take_axis"]  # fmt: skip
+__all__ = ["group_normalization", "instance_normalization", "layer_normalization", "log_reduce", "max_pool", "pool",
+           "reduce", "resample", "resize_group_normalization", "resize_resample", "softmax", "spatial", "sum_reduce",
+           "take_axis"]  # fmt: skip
 
 
 def _pass(ctx: NodeContext, axes: Axes, zero_stays: bool) -> list[Axes]:
@@ -27,10 +30,16 @@ def pool(ctx: NodeContext) -> list[Axes]:
     axes = ctx.axes(0)
     for ids in axes[2:]:
         ctx.freeze(ids, "pooled over")
-    outputs = [(*axes[:2], *(None,) * (len(axes) - 2)) for _ in ctx.node.output]
-    if ctx.zeroed(0):
-        ctx.builder.zero.add(ctx.node.output[0])
-    return list(outputs)
+    carried = (*axes[:2], *(None,) * (len(axes) - 2))
+    return [carried for _ in _pass(ctx, carried, ctx.zeroed(0))]
+
+
+def max_pool(ctx: NodeContext) -> list[Axes]:
+    """MaxPool; its second output counts through all channels. https://onnx.ai/onnx/operators/onnx__MaxPool.html"""
+    if ctx.is_read(1):
+        for ids in ctx.axes(0)[:2]:
+            ctx.freeze(ids, "its indices count through all channels")
+    return pool(ctx)
 
 
 def spatial(ctx: NodeContext) -> list[Axes]:
@@ -44,11 +53,25 @@ def resample(ctx: NodeContext) -> list[Axes]:
     https://onnx.ai/onnx/operators/onnx__Resize.html
     """
     axes = list(ctx.axes(0))
+    cropped = attribute(ctx.node, "coordinate_transformation_mode") == "tf_crop_and_resize"
     for a, (size, wide) in enumerate(zip(ctx.shape(0), ctx.out_shape(), strict=True)):
-        if size != wide:
+        if size != wide or (cropped and a == 1):
             ctx.freeze(axes[a], "resampled along the channels")
             axes[a] = None
-    return _pass(ctx, tuple(axes), ctx.zeroed(0))
+    return _pass(ctx, tuple(axes), ctx.zeroed(0) and not cropped)
+
+
+def resize_resample(edit: NodeEditor) -> None:
+    """The sizes of a Resize, if it is told sizes and not scales; since opset 18 perhaps of some axes only."""
+    if len(edit.node.inputs) < 4 or edit.node.inputs[3].is_empty():
+        return
+    rank = len(edit.axes(0))
+    named = [a % rank for a in edit.node.attrs.get("axes", range(rank))]
+    sizes = {named.index(a): change for a, change in edit.shrunk().items() if a in named}
+    if sizes and edit.context.integers(3) is not None:
+        edit.override(3, {entry: left for entry, (left, _) in sizes.items()})
+    elif sizes:
+        edit.shrink(3, sizes)
 
 
 # ---- reductions -----------------------------------------------------------------------------------------------------
@@ -59,7 +82,7 @@ def _reduced_axes(ctx: NodeContext, rank: int) -> set[int]:
     if named is None and ctx.has(1):
         named = ctx.integers(1)
         if named is None:
-            return set(range(rank))
+            raise Opaque("its axes are computed at run time")
     if not named:
         return set() if ctx.integer("noop_with_empty_axes", 0) else set(range(rank))
     return {a % rank for a in named}
@@ -82,6 +105,17 @@ def reduce(ctx: NodeContext) -> list[Axes]:
     renorm = ctx.builder.allow_renorm and ctx.node.op_type == "ReduceMean"
     _reduce_channels(ctx, [axes[a] for a in sorted(gone)], renorm, f"{ctx.node.op_type} over the channels")
     return _pass(ctx, _without(axes, gone, bool(ctx.integer("keepdims", 1))), ctx.zeroed(0))
+
+
+def log_reduce(ctx: NodeContext) -> list[Axes]:
+    """ReduceLogSum, ReduceLogSumExp: like ``reduce``, but the result is not zero where all inputs are."""
+    zero = ctx.zeroed(0)
+    outputs = reduce(ctx)
+    ctx.builder.zero.discard(ctx.node.output[0])
+    if ctx.node.op_type == "ReduceLogSum" and (zero or sign(ctx, 0) < Sign.POSITIVE):
+        for ids in ctx.axes(0):
+            ctx.freeze(ids, "may be infinite where a channel is removed")
+    return outputs
 
 
 def _reduce_channels(ctx: NodeContext, held: Sequence[Ids | None], renorm: bool, reason: str) -> None:
@@ -154,12 +188,10 @@ def layer_normalization(ctx: NodeContext) -> list[Axes]:
         if ctx.has(k):
             for a, ids in zip(range(-1, -1 - len(ctx.shape(k)), -1), ctx.axes(k)[::-1], strict=True):
                 axes[a] = ctx.unify(axes[a], ids)
-            ctx.mask(k)
-    outputs = ctx.plain_outputs()
-    outputs[0] = tuple(axes)
-    if len(outputs) > 3 and skip == 2 and ctx.node.output[3]:
-        outputs[3] = tuple(axes)
-    return outputs
+            ctx.mask_where_possible(k)
+    statistics: Axes = (*axes[:axis], *(None,) * (len(axes) - axis))
+    whole = (0, 3) if skip == 2 else (0,)
+    return [tuple(axes) if k in whole else statistics for k in range(len(ctx.node.output))]
 
 
 def instance_normalization(ctx: NodeContext) -> list[Axes]:
@@ -170,8 +202,8 @@ def instance_normalization(ctx: NodeContext) -> list[Axes]:
         axes[a] = None
     for k in (1, 2):
         axes[1] = ctx.unify(axes[1], ctx.axes(k)[0])
-        ctx.mask(k)
-    return _pass(ctx, tuple(axes), axes[0] is None)
+    zeros = [ctx.mask_where_possible(k) for k in (1, 2)]
+    return _pass(ctx, tuple(axes), axes[0] is None and all(zeros))
 
 
 def group_normalization(ctx: NodeContext) -> list[Axes]:
@@ -185,10 +217,9 @@ def group_normalization(ctx: NodeContext) -> list[Axes]:
     lines = axes[1].reshape(count, -1)
     ctx.builder.unify(lines[:, :1], lines)
     for k in (1, 2):
-        ids = ctx.axes(k)[0]
-        ctx.unify(lines[:, 0] if len(lines) == ctx.shape(k)[0] != axes[1].size else axes[1], ids)
-        ctx.mask(k)
-    return _pass(ctx, (*axes[:2], *(None,) * (len(axes) - 2)), axes[0] is None)
+        ctx.unify(axes[1] if ctx.shape(k)[0] == axes[1].size else lines[:, 0], ctx.axes(k)[0])
+    zeros = [ctx.mask_where_possible(k) for k in (1, 2)]
+    return _pass(ctx, (*axes[:2], *(None,) * (len(axes) - 2)), axes[0] is None and all(zeros))
 
 
 def resize_group_normalization(edit: NodeEditor) -> None:

@@ -7,11 +7,14 @@ the channels in another order, which is what the rewriter makes of it once chann
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxprune.channels import Axes, NodeContext, Shuffle
 from onnxprune.graph import Graph, attribute
-from onnxprune.shapes import Shapes
+from onnxprune.shapes import Shape, Shapes
 
 __all__ = ["find_shuffles", "shuffled"]
 
@@ -23,10 +26,10 @@ def shuffled(context: NodeContext, shuffle: Shuffle) -> list[Axes]:
     if shuffle.source in builder.zero:
         builder.zero.add(context.node.output[0])
     ids = axes[shuffle.axis]
-    if ids is None:
-        return [axes]
-    builder.shuffles[context.index] = shuffle
-    return [(*axes[: shuffle.axis], ids[shuffle.order], *axes[shuffle.axis + 1 :])]
+    if any(held is not None for held in axes):
+        builder.shuffles[context.index] = shuffle
+    permuted = None if ids is None else ids[shuffle.order]
+    return [(*axes[: shuffle.axis], permuted, *axes[shuffle.axis + 1 :])]
 
 
 def find_shuffles(graph: Graph, shapes: Shapes) -> dict[int, Shuffle]:
@@ -52,18 +55,22 @@ def _around(graph: Graph, shapes: Shapes, index: int) -> Shuffle | None:
     source = graph.nodes[first].input[0]
     if closing.op_type != "Reshape" or source in graph.constants:
         return None
-    before, middle, after = (shapes.of.get(name) for name in (source, node.input[0], closing.output[0]))
-    perm = attribute(node, "perm")
-    if before is None or middle is None or before != after or not isinstance(perm, list):
+    names, perm = (source, node.input[0], closing.output[0]), attribute(node, "perm")
+    if not isinstance(perm, list) or any(name not in shapes.of for name in names):
         return None
-    return _permutation(source, before, middle, perm, (first, index))
+    found = _permutation([shapes.of[name] for name in names], perm)
+    again = _permutation([shapes.second(name) for name in names], perm)
+    if found is None or again is None or found[0] != again[0] or not np.array_equal(found[1], again[1]):
+        return None
+    return Shuffle(source, *found, (first, index))
 
 
-def _permutation(source: str, before: tuple[int, ...], middle: tuple[int, ...], perm: list[int],
-                 inner: tuple[int, int]) -> Shuffle | None:  # fmt: skip
-    """The permutation, where the Reshape splits one axis and the Transpose moves only its parts."""
+def _permutation(shapes: Sequence[Shape], perm: list[int]) -> tuple[int, NDArray[np.int64]] | None:
+    """Axis and order, where the first Reshape splits one axis, the Transpose moves only its parts, and the last
+    Reshape joins them. ``shapes``: before, between and after the Reshapes."""
+    before, middle, after = shapes
     extra = len(middle) - len(before)
-    if extra < 1:
+    if extra < 1 or before != after:
         return None
     moved = [a for a, p in enumerate(perm) if a != p]
     if not moved:
@@ -74,5 +81,5 @@ def _permutation(source: str, before: tuple[int, ...], middle: tuple[int, ...], 
         if plain and set(moved) <= set(parts):
             sizes = [middle[a] for a in parts]
             order = np.arange(before[axis]).reshape(sizes).transpose([perm[a] - axis for a in parts]).ravel()
-            return Shuffle(source, axis, order, inner)
+            return axis, order
     return None

@@ -72,10 +72,10 @@ class _Node:
         return self.builder.graph.values(name) if name in self.builder.graph.constants else None
 
     def _sign_of(self, values: NDArray[np.generic], k: int) -> Sign:
-        if values.dtype.kind not in "fiu" or not np.all(values >= 0):
+        if values.dtype.kind not in "fiu" or not values.size or np.any(np.sign(values) < 0):
             return Sign.ANY
         stays = (self.index, k) not in self.builder.masked
-        return Sign.POSITIVE if stays and np.all(values > 0) else Sign.NOT_NEGATIVE
+        return Sign.POSITIVE if stays and np.all(np.sign(values) > 0) else Sign.NOT_NEGATIVE
 
 
 _Rule = Callable[[_Node], Sign]

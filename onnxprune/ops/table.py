@@ -235,9 +235,11 @@ def _apply(context: NodeContext) -> list[Axes]:
 def _checked(context: NodeContext, outputs: list[Axes]) -> list[Axes]:
     """The axes of the outputs, which must be as many and as long as their shapes say."""
     for name, axes in zip(context.node.output, outputs, strict=False):
-        shape = context.builder.shapes.of.get(name, ())
+        shape = context.builder.shapes.of.get(name)
+        if shape is None:
+            continue
         sizes = [size if ids is None else len(ids) for ids, size in zip(axes, shape, strict=False)]
-        if name and (len(axes) != len(shape) or sizes != list(shape)):
+        if len(axes) != len(shape) or sizes != list(shape):
             raise Opaque("its output is not as large as its channels say")
     return outputs
 

@@ -35,9 +35,9 @@ _CHUNK = 1 << 22  # numbers in a block of transformed slices: bounds the memory,
 
 def slices(channel_map: ChannelMap, c: Contraction) -> FloatArray:
     """The weight as [out, in per group, kernel elements…], whatever the operator's layout."""
-    values = weight_values(channel_map.graph, channel_map.graph.nodes[c.node].input[c.weight])
-    if values.dtype not in (np.float32, np.float64):
-        values = values.astype(np.float32)
+    stored = weight_values(channel_map.graph, channel_map.graph.nodes[c.node].input[c.weight])
+    exact = stored.dtype in (np.float32, np.float64)
+    values: FloatArray = np.asarray(stored if exact else stored.astype(np.float32))
     if values.ndim > 2 and channel_map.graph.nodes[c.node].op_type == "MatMul":
         return np.moveaxis(values, (c.out_axis, c.in_axis), (0, 1))
     if (c.out_axis, c.in_axis) == (0, 1):
@@ -55,7 +55,7 @@ def frobenius_block(channel_map: ChannelMap, c: Contraction) -> FloatArray:
     if w.ndim == 2:
         return np.abs(w)
     flat = w.reshape(*w.shape[:2], -1)
-    return np.sqrt(np.einsum("oik,oik->oi", flat, flat))
+    return np.asarray(np.sqrt(np.einsum("oik,oik->oi", flat, flat)))
 
 
 def operator_block(channel_map: ChannelMap, c: Contraction) -> FloatArray:
@@ -65,7 +65,7 @@ def operator_block(channel_map: ChannelMap, c: Contraction) -> FloatArray:
     if w.ndim == 2:
         return np.abs(w)
     if node.op_type == "MatMul":
-        return np.abs(w).max(axis=tuple(range(2, w.ndim)))
+        return np.asarray(np.abs(w).max(axis=tuple(range(2, w.ndim))))
     strides = attribute(node, "strides")
     return operator_norms(w, strides if isinstance(strides, list) else None)
 

@@ -78,7 +78,7 @@ class _Rewriter:
     # ---- which nodes go
 
     def _emptied(self, axes: Axes) -> bool:
-        return any(ids is not None and not np.any(self.keep[ids]) for ids in axes)
+        return any(ids is not None and len(ids) > 0 and not np.any(self.keep[ids]) for ids in axes)
 
     def _drop_emptied(self) -> None:
         self.empty = {name for name, axes in self.map.axes.items() if self._emptied(axes)}
@@ -165,7 +165,11 @@ class _Rewriter:
     def _restore_shape(self, index: int, node: NodeProto) -> None:
         """Arithmetic on sizes goes on with the original ones; what it ends in is overridden where channels left."""
         axes = self.map.axes.get(node.input[0], ())
-        cut = {a: len(ids) for a, ids in enumerate(axes) if ids is not None and not np.all(self.keep[ids])}
+        cut = {
+            a: (int(np.count_nonzero(self.keep[ids])), len(ids))
+            for a, ids in enumerate(axes)
+            if ids is not None and not np.all(self.keep[ids])
+        }
         start = attribute(node, "start")
         first = (start if isinstance(start, int) else 0) % max(len(axes), 1)
         length = self.map.shapes.of[node.output[0]][0]
@@ -188,8 +192,7 @@ class _Rewriter:
         """A channel shuffle of which channels left becomes a Gather of the others."""
         shuffle = self.map.shuffles[index]
         ids = self.map.axes[shuffle.source][shuffle.axis]
-        assert ids is not None
-        kept = self.keep[ids]
+        kept = np.ones(len(shuffle.order), np.bool_) if ids is None else self.keep[ids]
         order = (np.cumsum(kept) - 1)[shuffle.order[kept[shuffle.order]]]
         indices = self.edits.name(f"{self.view[index].outputs[0].name}_order")
         self.sliced[indices] = numpy_helper.from_array(order.astype(np.int64), indices)
@@ -267,8 +270,9 @@ class _Rewriter:
         if value.name in self.sliced:
             _set_dims(value, self.sliced[value.name].dims)
         for axis, ids in enumerate(self.map.axes.get(value.name, ())):
-            if ids is not None and not np.all(self.keep[ids]) and axis < len(value.type.tensor_type.shape.dim):
-                value.type.tensor_type.shape.dim[axis].dim_value = int(np.count_nonzero(self.keep[ids]))
+            dims = value.type.tensor_type.shape.dim
+            if ids is not None and not np.all(self.keep[ids]) and axis < len(dims) and dims[axis].HasField("dim_value"):
+                dims[axis].dim_value = int(np.count_nonzero(self.keep[ids]))
 
 
 def _alike(edges: Iterable[tuple[Edge, tuple[bytes, ...]]]) -> list[list[Edge]]:

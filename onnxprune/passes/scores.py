@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelMap
 from onnxprune.passes.families import families
@@ -82,7 +83,7 @@ def _within_family(channel_map: ChannelMap, magnitude: FloatArray) -> FloatArray
     share = np.empty(len(order))
     share[order] = (np.arange(len(order)) - np.repeat(starts, sizes) + 1) / np.repeat(sizes, sizes)
     finite = np.where(np.isfinite(magnitude), magnitude, 0.0)
-    return share + 1e-6 * finite / (1 + finite)
+    return np.asarray(share + 1e-6 * finite / (1 + finite))
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Random:
         return np.where(_ranked(channel_map), drawn, np.inf)
 
 
-def _ranked(channel_map: ChannelMap) -> FloatArray:
+def _ranked(channel_map: ChannelMap) -> NDArray[np.bool_]:
     """Groups that some contraction makes or reads."""
     found = np.zeros(channel_map.groups, np.bool_)
     for c in channel_map.contractions:

@@ -1,0 +1,97 @@
+"""``inspect``: what could be pruned in a model, what could not and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from onnxprune.channels import ChannelMap
+from onnxprune.layers import Census, Layer, census, layers
+from onnxprune.model_io import load
+from onnxprune.passes.cost import Measure
+from onnxprune.passes.flow import flow
+from onnxprune.passes.fold import dead_groups, nonzero_slices, signal_blocks
+from onnxprune.pipeline import Options, Sizes, map_channels, reach, sizes
+
+__all__ = ["Inspection", "Reachability", "inspect"]
+
+
+@dataclass(frozen=True)
+class Reachability:
+    """Output channels of a layer: reached from an input, reaching an output, and those that lossless mode removes."""
+
+    accessible: int
+    coaccessible: int
+    dead: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """``layers`` and ``channels`` go together; ``reach``: measure → largest sparsity (0..1) that can be reached."""
+
+    sizes: Sizes
+    layers: tuple[Layer, ...]
+    channels: tuple[Reachability, ...]
+    census: Census
+    reach: dict[Measure, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and dicts."""
+        frozen = [
+            {"operator": cause.operator, "node": cause.node, "reason": cause.reason, "weights": count}
+            for cause, count in sorted(self.census.frozen.items(), key=lambda item: -item[1])
+        ]
+        return {
+            "onnxprune_inspection": 1,
+            "sizes": asdict(self.sizes),
+            "reachable_sparsity": dict(self.reach),
+            "weights": {"total": self.census.total, "prunable": self.census.free, "frozen": frozen},
+            "layers": [
+                asdict(layer) | asdict(channels)
+                for layer, channels in zip(self.layers, self.channels, strict=True)
+            ],
+        }
+
+
+def inspect(model: ModelProto | str | Path, *, keep: Sequence[str] = (), allow_renorm: bool = False,
+            folder: Path | None = None) -> Inspection:  # fmt: skip
+    """Per layer: channels, groups, what is frozen and by which operator; and what sparsity is reachable.
+
+    Args:
+        model: the model or its file.
+        keep: patterns of node or tensor names to leave alone.
+        allow_renorm: count channels that a normalisation runs over as prunable.
+        folder: where the external data of a model in memory lies.
+
+    Raises: UsageError, ModelError as ``prune`` does.
+    """
+    if not isinstance(model, ModelProto):
+        loaded = load(model)
+        model, folder = loaded.proto, loaded.folder
+    channel_map = map_channels(model, Options(keep=tuple(keep), allow_renorm=allow_renorm), folder)
+    return Inspection(
+        sizes=sizes(channel_map),
+        layers=layers(channel_map),
+        channels=_reachability(channel_map),
+        census=census(channel_map),
+        reach=reach(channel_map),
+    )
+
+
+def _reachability(channel_map: ChannelMap) -> tuple[Reachability, ...]:
+    nonzero = nonzero_slices(channel_map)
+    found = flow(channel_map, signal_blocks(nonzero))
+    dead = ~dead_groups(channel_map, nonzero).keep
+    return tuple(
+        Reachability(
+            int(np.count_nonzero(found.forward[c.outputs] > -np.inf)),
+            int(np.count_nonzero(found.backward[c.outputs] > -np.inf)),
+            int(np.count_nonzero(dead[c.outputs])),
+        )
+        for c in channel_map.contractions
+    )
