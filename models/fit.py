@@ -75,11 +75,11 @@ def zero_filters(
     `train(after_step)` trains the net that owns `norms`. The first time, each step also shrinks every scale
     towards 0 by `shrink`, the proximal step of an L1 penalty (Liu et al., "Network slimming", 2017); the
     second time, the smallest scales are held at 0. Folded into its convolution, such a BatchNorm leaves a
-    filter of zeros and its own shift as the bias. Shifts start at 0.5, or else the ReLU behind would cut
-    off most channels whose scale is 0.
+    filter of zeros and its own shift as the bias. Shifts start at 2, so that the constants these channels
+    give are large and the net depends on them.
     """
     for norm in norms:
-        nn.init.constant_(norm.bias, 0.5)
+        nn.init.constant_(norm.bias, 2.0)
     scales = [norm.weight for norm in norms]
     train(lambda: _assign(scales, [functional.softshrink(scale, shrink) for scale in scales]))
     kept = [(scale.abs() > scale.abs().quantile(share)).float() for scale in scales]

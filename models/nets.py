@@ -100,9 +100,7 @@ class MixedScaleDense(nn.Module):
     def __init__(self, depth: int = 28) -> None:
         super().__init__()
         dilations = [1 + i % 10 for i in range(depth)]
-        self.layers = nn.ModuleList(
-            nn.Conv2d(1 + i, 1, 3, padding=d, dilation=d) for i, d in enumerate(dilations)
-        )
+        self.layers = nn.ModuleList(nn.Conv2d(1 + i, 1, 3, padding=d, dilation=d) for i, d in enumerate(dilations))
         self.head = nn.Conv2d(1 + depth, 5, 1)
         for layer in self.layers:
             nn.init.normal_(layer.get_parameter("weight"), std=(2 / (9 * (1 + depth))) ** 0.5)

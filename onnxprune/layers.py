@@ -14,7 +14,7 @@ from onnxprune.channels import ChannelMap, Frozen, Ids
 from onnxprune.graph import node_name, subgraphs
 from onnxprune.measure import count_weights, is_weight, tensors_of
 
-__all__ = ["Census", "Layer", "census", "layers"]
+__all__ = ["Census", "Layer", "census", "layers", "what_remains"]
 
 _NOT_UNDERSTOOD = Frozen("", "model", "stored where no rule reads it")
 
@@ -98,13 +98,25 @@ class Census:
             sums[key] = sums.get(key, 0) + count
         return dict(sorted(sums.items(), key=lambda item: (-item[1], item[0])))
 
-    def blocked(self) -> str:
-        """One clause for an error message: what blocks most."""
-        if not self.frozen:
-            return "every layer keeps at least one channel"
-        (operator, reason), count = next(iter(self.by_operator().items()))
-        share = count / max(self.total, 1)
-        return f"{share:.0%} of the weights are frozen, most by {operator} ({reason}); 'onnxprune inspect' lists them all"
+
+def what_remains(channel_map: ChannelMap, keep: NDArray[np.bool_]) -> str:
+    """One clause for an error message: what most of the weights left by ``keep`` (bool [groups]) hang on."""
+    left: dict[str, int] = {}
+    for name, edges in channel_map.constant_uses().items():
+        axes = channel_map.uses[edges[0]]
+        count = prod(size if ids is None else int(np.count_nonzero(keep[ids]))
+                     for size, ids in zip(channel_map.graph.constants[name].dims, axes, strict=True))  # fmt: skip
+        if is_weight(channel_map.graph.constants[name]) and count:
+            cause = _weight_cause(channel_map, edges[0])
+            words = f"channels frozen by {cause.operator} ({cause.reason})" if cause else "one channel per layer"
+            left[words] = left.get(words, 0) + count
+    for cause, count in _unlabelled(channel_map).items():
+        words = f"{cause.operator} ({cause.reason})"
+        left[words] = left.get(words, 0) + count
+    if not left:
+        return "nothing can leave"
+    words, count = max(left.items(), key=lambda item: (item[1], item[0]))
+    return f"of the weights that must stay, {count / sum(left.values()):.0%} hang on {words}; 'onnxprune inspect' lists all"
 
 
 def census(channel_map: ChannelMap) -> Census:

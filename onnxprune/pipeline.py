@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from onnxprune.alignment import Alignment, parse_alignment
 from onnxprune.channels import ChannelMap
 from onnxprune.errors import UnreachableError, UsageError, VerificationError
 from onnxprune.graph import Graph, node_name
-from onnxprune.layers import Census, Layer, census, layers
+from onnxprune.layers import Census, Layer, census, layers, what_remains
 from onnxprune.measure import count_weights
 from onnxprune.model_io import LoadedModel, load, save
 from onnxprune.ops import build_map
@@ -276,10 +277,15 @@ def _selected(channel_map: ChannelMap, dead: Dead, blocks: Blocks, scores: NDArr
     cost = cost_of(channel_map, options.measure)
     alignment: Alignment = parse_alignment(options.align, options.provider)
     assert options.sparsity is not None
-    try:
-        return select(channel_map, scores, cost, options.sparsity, alignment, blocks, ~dead.keep).keep
-    except UnreachableError as error:
-        raise UnreachableError(f"{error}; {census(original).blocked()}", error.reachable) from None
+    found = select(channel_map, scores, cost, options.sparsity, alignment, blocks, ~dead.keep)
+    if found.cost <= found.budget:
+        return found.keep
+    most = 1 - found.cost / found.whole
+    raise UnreachableError(
+        f"sparsity {options.sparsity:g} of {options.measure} cannot be reached, at most {math.floor(most * 1e4) / 1e4:g} can: "
+        f"{what_remains(original, found.keep)}",
+        most,
+    )
 
 
 def sizes(channel_map: ChannelMap) -> Sizes:

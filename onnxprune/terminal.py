@@ -18,6 +18,7 @@ from onnxprune.report import file_bytes
 __all__ = ["Terminal"]
 
 _WIDEST = 8  # layers shown as bars in the summary
+_PIPE_WIDTH = 200  # columns when the output is not a terminal
 _BAR = 24  # characters of the longest bar
 _CAUSES = 5  # causes of freezing shown without -v
 
@@ -26,7 +27,9 @@ class Terminal:
     """``quiet`` prints nothing; ``verbose`` shows all layers and causes instead of the most important ones."""
 
     def __init__(self, quiet: bool, verbose: int) -> None:
-        self.console = Console(quiet=quiet, highlight=False)
+        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = _PIPE_WIDTH
         self.status = Console(stderr=True, quiet=quiet)
         self.verbose = verbose
 
@@ -103,14 +106,16 @@ class Terminal:
     def inspection(self, found: Inspection, path: Path) -> None:
         """Layers, frozen weights with their shares, and what is reachable."""
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for name in ("layer", "operator", "in", "out", "groups", "accessible", "co-accessible", "dead", "weights", "frozen by"):
-            table.add_column(name, justify="left" if name in ("layer", "operator", "frozen by") else "right", overflow="fold")
+        for name in ("layer", "operator", "in", "out", "groups", "acc", "co-acc", "dead", "weights", "frozen by"):
+            left = name in ("layer", "operator", "frozen by")
+            table.add_column(name, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
         for layer, channels in zip(found.layers, found.channels, strict=True):
             table.add_row(
-                _short(layer.name), layer.operator, str(layer.inputs), str(layer.outputs), str(layer.groups_free),
+                _short(layer.name, 30), layer.operator, str(layer.inputs), str(layer.outputs), str(layer.groups_free),
                 str(channels.accessible), str(channels.coaccessible), str(channels.dead), _count(layer.weights), layer.frozen_by,
             )  # fmt: skip
         self.console.print(table)
+        self.console.print("groups: coupled channels that may leave; acc, co-acc: output channels reached from an input, reaching an output")
         self._shares(found.census)
         sizes = found.sizes
         self.console.print(

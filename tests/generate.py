@@ -146,18 +146,24 @@ class Builder:
         """A Reshape whose target is spelled out, uses 0 and −1, or is computed from the input's batch size."""
         assert prod(shape) == prod(x.shape)
         way = self.size(0, 2)
-        if way == 0 and not (self.open_batch and shape[0] % self.batch == 0):
+        if way == 0 and not self.open_batch:
             return self.node("Reshape", [x, self.ints(*shape)], shape)
-        entry = 0 if shape[0] == self.batch else -1
-        if way == 1 or entry == -1:
-            target = [entry, *shape[1:]]
-            if entry == 0 and self.chance(2):
+        if way < 2:
+            target = [0 if shape[0] == x.shape[0] else -1, *shape[1:]]
+            if target[0] == 0 and self.chance(2):
                 target[self.size(1, len(shape) - 1)] = -1
             return self.node("Reshape", [x, self.ints(*target)], shape)
+        return self.node("Reshape", [x, self._computed_target(x, shape)], shape)
+
+    def _computed_target(self, x: Value, shape: Sequence[int]) -> Value:
+        """[the batch size of the input, times or over a number; the rest spelled out]"""
         sizes = self.node("Shape", [x], [x.rank])
         batch = self.node("Gather", [sizes, self.ints(0)], [1], axis=0)
-        target_name = self.node("Concat", [batch, self.ints(*shape[1:])], [len(shape)], axis=0)
-        return self.node("Reshape", [x, target_name], shape)
+        if shape[0] > x.shape[0]:
+            batch = self.node("Mul", [batch, self.ints(shape[0] // x.shape[0])])
+        elif shape[0] < x.shape[0]:
+            batch = self.node("Div", [batch, self.ints(x.shape[0] // shape[0])])
+        return self.node("Concat", [batch, self.ints(*shape[1:])], [len(shape)], axis=0)
 
     def transpose(self, x: Value, *perm: int) -> Value:
         return self.node("Transpose", [x], [x.shape[p] for p in perm], perm=perm)
@@ -211,8 +217,9 @@ def grow(choices: Choices, steps: Callable[[Builder, Value], Sequence[Step]], cl
     """A model of 2 to 12 steps. ``steps``: what can be appended to a tensor; ``close``: how an output is made of one."""
     dtype = choices.pick((np.float32, np.float32, np.float64))
     rng = np.random.default_rng(choices.integer(0, 2**16))
-    b = Builder(choices, choices.pick(OPSETS), dtype, 3, choices.integer(0, 1) == 1, rng)
-    feed = Value("x", choices.pick(_FEEDS if dtype == np.float32 else _FEEDS[-2:]))
+    batch = choices.pick((1, 2, 3, _OPEN_BATCH))
+    b = Builder(choices, choices.pick(OPSETS), dtype, batch, batch == _OPEN_BATCH, rng)
+    feed = Value("x", (batch, *choices.pick(_FEEDS if dtype == np.float32 else _FEEDS[-2:])))
     b.values.append(feed)
     for _ in range(choices.integer(2, 12)):
         x = b.values[-1] if b.chance(2) or len(b.values) == 1 else b.pick(b.values)
@@ -223,7 +230,8 @@ def grow(choices: Choices, steps: Callable[[Builder, Value], Sequence[Step]], cl
     return _finished(b, feed, outputs)
 
 
-_FEEDS: tuple[tuple[int, ...], ...] = ((3, 3, 8, 8), (3, 4, 6, 6), (3, 6, 5, 5), (3, 5, 8), (3, 10))
+_FEEDS: tuple[tuple[int, ...], ...] = ((3, 8, 8), (4, 6, 6), (6, 5, 5), (5, 8), (10,))
+_OPEN_BATCH = 5  # fed where the batch is open; the analysis guesses 2 and 3
 
 
 def _closed(b: Builder, v: Value, close: Step) -> Value:

@@ -240,12 +240,14 @@ def concat(ctx: NodeContext) -> list[Axes]:
 
 def _joined(ctx: NodeContext, parts: list[Ids | None], axis: int) -> Ids | None:
     """Ids along the axis of a Concat; a plain or stored operand contributes indices that never leave."""
-    pieces: list[Ids] = []
+    held = [None if ctx.is_constant(k) else ids for k, ids in enumerate(parts)]
     for k, ids in enumerate(parts):
-        if ids is not None and ctx.is_constant(k):
+        if ctx.is_constant(k):
             ctx.freeze(ids, "a constant joined to computed channels")
-        pieces.append(np.zeros(ctx.shape(k)[axis], np.int32) if ids is None else ids)
-    return None if all(ids is None for ids in parts) else np.concatenate(pieces)
+    if all(ids is None for ids in held):
+        return None
+    sizes = [ctx.shape(k)[axis] for k in range(len(parts))]
+    return np.concatenate([np.zeros(n, np.int32) if ids is None else ids for ids, n in zip(held, sizes, strict=True)])
 
 
 def resize_concat(edit: NodeEditor) -> None:
@@ -491,9 +493,10 @@ def expand(ctx: NodeContext) -> list[Axes]:
     shape, out = ctx.shape(0), ctx.out_shape()
     axes: list[Ids | None] = [None] * (len(out) - len(shape))
     for ids, size, wide in zip(ctx.axes(0), shape, out[len(axes) :], strict=True):
-        if size != wide:
+        alone = size == 1 and ctx.is_constant(0)  # a class token: an axis of a constant that holds nothing to prune
+        if size != wide or alone:
             ctx.freeze(ids, "one channel broadcast over many")
-        axes.append(ids if size == wide else None)
+        axes.append(ids if size == wide and not alone else None)
     return _carry(ctx, tuple(axes))
 
 

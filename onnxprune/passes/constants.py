@@ -34,6 +34,7 @@ _ELEMENTWISE = frozenset(
     for name, rule in RULES.items()
     if rule.channels in (e.zero, e.zero_never, e.zero_to_infinity, e.clip, e.add, e.multiply, e.divide, e.power, e.where)
 )
+_CONTRACTIONS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 _PASSING = frozenset(
     "Concat DepthToSpace Flatten Gather GlobalAveragePool GlobalMaxPool MaxPool Reshape Slice SpaceToDepth Split Squeeze "
     "Tile Transpose Unsqueeze Upsample".split()
@@ -90,6 +91,8 @@ def _carried(channel_map: ChannelMap, found: dict[str, Carried], nonzero: Mappin
     node = channel_map.graph.nodes[index]
     if index in channel_map.shuffles:
         return _passed(found, [channel_map.shuffles[index].source], ids)
+    if c is not None and (node.domain not in ("", "ai.onnx") or node.op_type not in _CONTRACTIONS):
+        return None  # fused with an activation, a second operand
     if c is not None:
         return _contracted(channel_map, found, nonzero[index], c, node, ids)
     if node.op_type == "BatchNormalization":
@@ -132,6 +135,8 @@ def _contracted(channel_map: ChannelMap, found: dict[str, Carried], used: NDArra
     if not np.array_equal(ids, c.outputs):
         return None
     held = found.get(node.input[c.data])
+    if held is None and bool(np.all(np.any(used, axis=1))):
+        return None  # every output reads something live
     kind_in = held.kind if held is not None and len(held.kind) == len(c.inputs) else np.full(len(c.inputs), LIVE, np.int8)
     value_in = held.value if held is not None and len(held.kind) == len(c.inputs) else np.zeros(len(c.inputs))
     per_group = len(c.inputs) // c.groups

@@ -6,8 +6,9 @@ written back, so that everything pruning did not touch comes out as it went in (
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
@@ -61,7 +62,8 @@ class _Rewriter:
         self.view = list(gs.import_onnx(_without_data(self.source)).nodes)
         names = {name for node in self.map.graph.nodes for name in (*node.input, *node.output, node.name)}
         self.edits = Edits(names | set(self.map.graph.constants) | {v.name for v in self.source.graph.input})
-        self.sliced: dict[str, TensorProto] = {}
+        self.sliced: dict[str, Callable[[], NDArray[np.generic]]] = {}  # computed when written: one at a time in memory
+        self.dims: dict[str, list[int]] = {}
         self.dropped: set[int] = set()
         self.touched: set[int] = set()
 
@@ -123,16 +125,19 @@ class _Rewriter:
                 continue
             everywhere = len(cut) == sum(e[0] not in self.dropped for e in self.map.graph.consumers[name])
             for group in _alike([(edge, self._kept(edge)) for edge in cut]):
-                part = take_kept(self.map.graph.values(name), self.map.uses[group[0]], self.keep)
+                part = partial(self._part, name, self.map.uses[group[0]])
                 if everywhere and len(group) == len(cut):
-                    self.sliced[name] = numpy_helper.from_array(part, name)
+                    self.sliced[name] = part
                 else:
                     self._copy(name, group, part)
 
-    def _copy(self, name: str, edges: list[Edge], part: NDArray[np.generic]) -> None:
+    def _part(self, name: str, axes: Axes) -> NDArray[np.generic]:
+        return take_kept(self.map.graph.values(name), axes, self.keep)
+
+    def _copy(self, name: str, edges: list[Edge], part: Callable[[], NDArray[np.generic]]) -> None:
         """Uses that keep different channels read a constant of their own."""
         own = self.edits.name(name)
-        self.sliced[own] = numpy_helper.from_array(part, own)
+        self.sliced[own] = part
         for index, k in edges:
             self.view[index].inputs[k] = gs.Variable(own)
             self.touched.add(index)
@@ -195,7 +200,7 @@ class _Rewriter:
         kept = np.ones(len(shuffle.order), np.bool_) if ids is None else self.keep[ids]
         order = (np.cumsum(kept) - 1)[shuffle.order[kept[shuffle.order]]]
         indices = self.edits.name(f"{self.view[index].outputs[0].name}_order")
-        self.sliced[indices] = numpy_helper.from_array(order.astype(np.int64), indices)
+        self.sliced[indices] = lambda: order.astype(np.int64)
         node = self.view[index]
         node.op, node.attrs = "Gather", {"axis": shuffle.axis}
         node.inputs = [gs.Variable(shuffle.source), gs.Variable(indices)]
@@ -213,20 +218,29 @@ class _Rewriter:
         unread_before = set(self.map.graph.consumers) | self.map.graph.captured | set(self.map.graph.outputs)
         for tensor in source.initializer:
             if tensor.name in read or tensor.name not in unread_before:
-                graph.initializer.append(self.sliced.get(tensor.name, tensor))
-                if tensor.name in self.sliced:
+                if tensor.name not in self.sliced:
+                    graph.initializer.append(tensor)
+                    continue
+                graph.initializer.append(self._sliced_tensor(tensor.name))
+                if tensor.doc_string:
                     graph.initializer[-1].doc_string = tensor.doc_string
-        held = set(self.map.graph.constants)
-        graph.initializer.extend(t for name, t in self.sliced.items() if name not in held)
+        for name in self.sliced:
+            if name not in self.map.graph.constants:
+                graph.initializer.append(self._sliced_tensor(name))
         graph.initializer.extend(self._new_constants(graph))
         self._write_values(graph, read)
         return result
+
+    def _sliced_tensor(self, name: str) -> TensorProto:
+        tensor = numpy_helper.from_array(self.sliced[name](), name)
+        self.dims[name] = list(tensor.dims)
+        return tensor
 
     def _write_node(self, graph: GraphProto, index: int, proto: NodeProto) -> None:
         for node in self.edits.before.get(index, ()):
             graph.node.append(_new_node(node))
         if constant_of(proto) is not None and proto.output[0] in self.sliced:
-            graph.node.append(_constant_node(proto, self.sliced[proto.output[0]]))
+            graph.node.append(_constant_node(proto, self._sliced_tensor(proto.output[0])))
         elif index in self.touched:
             graph.node.append(_edited(proto, self.view[index]))
         else:
@@ -256,8 +270,8 @@ class _Rewriter:
         for value in source.input:
             if value.name in feeds or value.name in stored:
                 graph.input.append(value)
-                if value.name in self.sliced:
-                    _set_dims(graph.input[-1], self.sliced[value.name].dims)
+                if value.name in self.dims:
+                    _set_dims(graph.input[-1], self.dims[value.name])
         for value in source.value_info:
             if value.name in made or value.name in stored:
                 graph.value_info.append(value)
@@ -267,8 +281,8 @@ class _Rewriter:
         graph.quantization_annotation.extend(q for q in source.quantization_annotation if q.tensor_name in kept)
 
     def _cut_dims(self, value: ValueInfoProto) -> None:
-        if value.name in self.sliced:
-            _set_dims(value, self.sliced[value.name].dims)
+        if value.name in self.dims:
+            _set_dims(value, self.dims[value.name])
         for axis, ids in enumerate(self.map.axes.get(value.name, ())):
             dims = value.type.tensor_type.shape.dim
             if ids is not None and not np.all(self.keep[ids]) and axis < len(dims) and dims[axis].HasField("dim_value"):

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from onnxprune.alignment import Alignment, Reader
 from onnxprune.channels import ChannelMap
-from onnxprune.errors import UnreachableError
 from onnxprune.passes.cost import Cost
 from onnxprune.passes.families import families
 from onnxprune.passes.flow import Blocks, flow
@@ -35,11 +34,15 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Selection:
-    """``keep``: bool [groups]. ``cost`` of it and the ``budget`` it had to fit."""
+    """``keep``: bool [groups]; its ``cost``, the ``budget`` it had to fit, and the cost of the ``whole`` model.
+
+    A cost beyond the budget means that the budget cannot be met; ``keep`` is then the least that can be kept.
+    """
 
     keep: BoolArray
     cost: float
     budget: float
+    whole: float
 
 
 class _Search:
@@ -148,15 +151,13 @@ def select(channel_map: ChannelMap, scores: FloatArray, cost: Cost, sparsity: fl
 
     ``blocks``: which kernel slices are not zero (see ``flow``); without them, all are taken to carry a signal.
     ``dead``: bool [groups], groups that leave in any case.
-    Raises UnreachableError (with how far one can go) where even the least that can be kept costs more.
     """
     search = _Search(channel_map, scores, alignment, dead)
     total = cost(np.ones(channel_map.groups, np.bool_))
     budget = (1 - sparsity) * total
     least = consistent(channel_map, blocks or {}, search.keep(search.at_least), scores)
     if cost(least) > budget:
-        most = 1 - cost(least) / total if total else 0.0
-        raise UnreachableError(f"sparsity {sparsity:g} cannot be reached; at most {most:.4g} can", most)
+        return Selection(least, cost(least), budget, total)
     keep = least
     for _ in range(_ROUNDS):
         counts = _fill(search, cost, budget, _bisect(search, cost, budget))
@@ -165,7 +166,8 @@ def select(channel_map: ChannelMap, scores: FloatArray, cost: Cost, sparsity: fl
         if np.array_equal(keep, found):
             break
         search.banned |= found & ~keep  # what is dead frees budget for what is not
-    return Selection(keep, cost(keep), budget) if cost(keep) <= budget else Selection(least, cost(least), budget)
+    best = keep if cost(keep) <= budget else least
+    return Selection(best, cost(best), budget, total)
 
 
 def _bisect(search: _Search, cost: Cost, budget: float) -> IntArray:
