@@ -121,8 +121,9 @@ def _same(a: Path, b: Path) -> bool:
 @click.option("--granularity", type=click.Choice(["channel", "kernel"]), default="channel", show_default=True,
               help="What is removed; kernel is not available yet.")
 @_keep
-@click.option("--align", default="auto", show_default=True, metavar="auto|N|none",
-              help="Steps that kept channel counts fall on; auto: the block of the target's kernels.")
+@click.option("--align", metavar="auto|N|none",
+              help="Steps that kept channel counts fall on; auto (default with --sparsity): the block of the target's "
+              "kernels; none: the default of lossless mode.")
 @_renorm
 @click.option("--plan", "plan_file", type=_PATH, help="Apply this plan instead of choosing.")
 @click.option("--save-plan", type=_PATH, help="Write the plan as JSON.")

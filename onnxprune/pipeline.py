@@ -34,7 +34,7 @@ from onnxprune.passes.fold import Dead, dead_groups, fold, nonzero_slices, signa
 from onnxprune.passes.masked import masked_reference
 from onnxprune.passes.rewrite import rewrite
 from onnxprune.passes.scores import METHODS
-from onnxprune.passes.select import reachable, select
+from onnxprune.passes.select import reachable, round_up, select
 from onnxprune.plan import Plan, keep_of, plan_of
 from onnxprune.runtime import Provider, Shapes
 from onnxprune.verify import Verification, rounding, squashed_tensors, verify
@@ -54,6 +54,7 @@ class Options:
 
     ``sparsity`` in [0, 1): share of ``measure`` to remove; None: only what provably does not matter.
     ``keep``: patterns of node and tensor names whose channels are left alone.
+    ``align``: None is ``auto`` with a sparsity; in lossless mode everything dead goes.
     """
 
     sparsity: float | None = None
@@ -61,7 +62,7 @@ class Options:
     method: str = "lean"
     granularity: Literal["channel", "kernel"] = "channel"
     keep: tuple[str, ...] = ()
-    align: str = "auto"
+    align: str | None = None
     allow_renorm: bool = False
     seed: int = 0
     provider: Provider = "auto"
@@ -144,7 +145,7 @@ class Result:
 
 
 def prune(model: ModelProto | LoadedModel | str | Path, *, sparsity: float | None = None, measure: Measure = "weights", method: str = "lean",
-          granularity: Literal["channel", "kernel"] = "channel", keep: Sequence[str] = (), align: str = "auto",
+          granularity: Literal["channel", "kernel"] = "channel", keep: Sequence[str] = (), align: str | None = None,
           allow_renorm: bool = False, seed: int = 0, plan: Plan | None = None, check: bool = True,
           provider: Provider = "auto", shapes: Shapes | None = None, folder: Path | None = None,
           progress: Progress | None = None) -> Result:  # fmt: skip
@@ -157,7 +158,8 @@ def prune(model: ModelProto | LoadedModel | str | Path, *, sparsity: float | Non
         method: the score: ``lean``, ``magnitude`` or ``random``.
         granularity: ``channel``.
         keep: patterns of node or tensor names whose channels are left alone.
-        align: ``auto``, ``none`` or a step that kept widths fall on.
+        align: ``auto``, ``none`` or a step that kept widths fall on; None is ``auto`` with a sparsity and ``none``
+            without (in lossless mode, ``auto`` leaves dead channels where removing them would leave an odd width).
         allow_renorm: also prune channels that a normalisation runs over (not exact).
         seed: of ``random`` and of the inputs that verification feeds.
         plan: apply this instead of choosing.
@@ -262,7 +264,10 @@ def _choose(channel_map: ChannelMap, dead: Dead, blocks: Blocks, options: Option
         return keep_of(original, plan), plan
     base = Plan("lossless", options.measure, options.granularity, None, options.allow_renorm, options.keep)
     if options.sparsity is None:
-        return dead.keep, plan_of(original, dead.keep, ~dead.keep, base)
+        keep = dead.keep
+        if options.align is not None:
+            keep = round_up(original, keep, parse_alignment(options.align, options.provider))
+        return keep, plan_of(original, keep, ~dead.keep, base)
     with clock("scoring"):
         method = METHODS[options.method](options.seed)
         scores = np.where(dead.keep, method.scores(channel_map), -np.inf)
@@ -275,7 +280,7 @@ def _choose(channel_map: ChannelMap, dead: Dead, blocks: Blocks, options: Option
 def _selected(channel_map: ChannelMap, dead: Dead, blocks: Blocks, scores: NDArray[np.floating], options: Options,
               original: ChannelMap) -> BoolArray:  # fmt: skip
     cost = cost_of(channel_map, options.measure)
-    alignment: Alignment = parse_alignment(options.align, options.provider)
+    alignment: Alignment = parse_alignment(options.align or "auto", options.provider)
     assert options.sparsity is not None
     found = select(channel_map, scores, cost, options.sparsity, alignment, blocks, ~dead.keep)
     if found.cost <= found.budget:

@@ -86,6 +86,10 @@ class Builder:
     def size(self, low: int, high: int) -> int:
         return self.choices.integer(low, high)
 
+    def like(self, x: Value) -> list[Value]:
+        """Tensors of the same shape, itself included."""
+        return [x, *(v for v in self.values if v.shape == x.shape)]
+
     # -- nodes and constants
 
     def name(self, stem: str) -> str:
@@ -213,16 +217,17 @@ _WEIGHTS: tuple[Callable[[Builder, Array], str], ...] = (
 Step = Callable[[Builder, Value], "Value | list[Value] | None"]
 
 
-def grow(choices: Choices, steps: Callable[[Builder, Value], Sequence[Step]], close: Step) -> ModelProto:
-    """A model of 2 to 12 steps. ``steps``: what can be appended to a tensor; ``close``: how an output is made of one."""
+def grow(choices: Choices, stem: Step, steps: Callable[[Builder, Value], Sequence[Step]], close: Step) -> ModelProto:
+    """A model of 1 to 12 steps: ``stem`` reads the input, ``steps`` says what can be appended to a tensor, ``close``
+    makes an output of one."""
     dtype = choices.pick((np.float32, np.float32, np.float64))
     rng = np.random.default_rng(choices.integer(0, 2**16))
     batch = choices.pick((1, 2, 3, _OPEN_BATCH))
     b = Builder(choices, choices.pick(OPSETS), dtype, batch, batch == _OPEN_BATCH, rng)
     feed = Value("x", (batch, *choices.pick(_FEEDS if dtype == np.float32 else _FEEDS[-2:])))
-    b.values.append(feed)
-    for _ in range(choices.integer(2, 12)):
-        x = b.values[-1] if b.chance(2) or len(b.values) == 1 else b.pick(b.values)
+    b.values.append(_one(stem(b, feed)))
+    for _ in range(choices.integer(1, 12)):
+        x = feed if b.chance(12) else b.values[-1] if b.chance(2) else b.pick(b.values)
         made = b.pick(steps(b, x))(b, x)
         b.values += made if isinstance(made, list) else [] if made is None else [made]
     ends = [b.values[-1], *(b.pick(b.values) for _ in range(b.size(0, 2)))]
@@ -235,9 +240,12 @@ _OPEN_BATCH = 5  # fed where the batch is open; the analysis guesses 2 and 3
 
 
 def _closed(b: Builder, v: Value, close: Step) -> Value:
-    made = close(b, v)
+    return b.node("Identity", [_one(close(b, v))])
+
+
+def _one(made: Value | list[Value] | None) -> Value:
     assert isinstance(made, Value)
-    return b.node("Identity", [made])
+    return made
 
 
 def _finished(b: Builder, feed: Value, outputs: Sequence[Value]) -> ModelProto:

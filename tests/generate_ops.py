@@ -12,12 +12,12 @@ import numpy as np
 from generate import Builder, Choices, Seeded, Step, Value, grow
 from onnx import ModelProto
 
-__all__ = ["close", "random_model", "steps"]
+__all__ = ["random_model"]
 
 
 def random_model(choices: Choices | int) -> ModelProto:
     """A model from a seed, or from the decisions of hypothesis."""
-    return grow(Seeded(choices) if isinstance(choices, int) else choices, steps, close)
+    return grow(Seeded(choices) if isinstance(choices, int) else choices, stem, steps, close)
 
 
 # ---- any rank -------------------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def with_shared_vector(b: Builder, x: Value) -> Value:
 
 def with_other(b: Builder, x: Value) -> Value | None:
     """Two tensors of the same shape."""
-    others = [v for v in b.values if v.shape == x.shape]
+    others = b.like(x)
     op = b.pick(("Add", "Add", "Mul", "Sub", "Max", "Sum", "Mean", "Where"))
     y = b.pick(others)
     if op in ("Add", "Mul", "Sub"):
@@ -101,7 +101,7 @@ def unit_norm(b: Builder, x: Value) -> Value:
 def ratio(b: Builder, x: Value) -> Value:
     """A denominator that is positive everywhere."""
     below = b.node("Add", [b.node(b.pick(("Sigmoid", "Exp")), [b.node("Tanh", [x])]), b.constant(0.5)])
-    return b.node(b.pick(("Div", "Mul")), [b.pick([v for v in b.values if v.shape == x.shape]), below])
+    return b.node(b.pick(("Div", "Mul")), [b.pick(b.like(x)), below])
 
 
 def power(b: Builder, x: Value) -> Value:
@@ -117,14 +117,14 @@ def softmax(b: Builder, x: Value) -> Value:
 def concat(b: Builder, x: Value) -> Value:
     """Along any axis but the batch; an operand may be a constant, or twice the same."""
     axis = 1 if b.chance(2) else b.size(1, x.rank - 1)
-    fits = [v for v in b.values if v.rank == x.rank and _but(v.shape, axis) == _but(x.shape, axis)]
+    fits = [v for v in (x, *b.values) if v.rank == x.rank and _but(v.shape, axis) == _but(x.shape, axis)]
     parts: list[Value] = [x, *(b.pick(fits) for _ in range(b.size(1, 2)))]
     size = sum(v.shape[axis] for v in parts)
     inputs: list[Value | str] = list(parts)
     if not b.open_batch and b.chance(5):
         inputs.append(b.constant(b.numbers(_with(x.shape, axis, 2))))
         size += 2
-    return b.node("Concat", inputs, _with(x.shape, axis, size), axis=axis - x.rank if b.chance(4) else axis)
+    return b.node("Concat", inputs, _with(x.shape, axis, size), axis=axis - x.rank if b.opset >= 11 and b.chance(4) else axis)
 
 
 def split(b: Builder, x: Value) -> list[Value] | None:
@@ -549,9 +549,21 @@ def steps(b: Builder, x: Value) -> Sequence[Step]:
     return (*_ANY, *_VECTOR) if x.rank == 2 else (pass_through,)
 
 
+def stem(b: Builder, x: Value) -> Value:
+    """What the model input goes through first, so that there are channels that may leave."""
+    wide = b.size(4, 10)
+    if x.rank == 4:
+        y = b.node("Conv", [x, b.weight((wide, x.shape[1], 1, 1), x.shape[1]), b.vector(wide)], _with(x.shape, 1, wide))
+    else:
+        y = projection(b, x, wide)
+    return y if b.chance(2) else activation(b, y)
+
+
 def close(b: Builder, x: Value) -> Value:
     """An output reads its tensor through a weight, mostly, so that the tensor's channels may leave."""
     if b.chance(5):
         return b.node("Identity", [x])
+    if x.rank == 4 and b.chance(2):
+        return flatten(b, x)
     ends: dict[int, Callable[[Builder, Value], Value]] = {4: conv, 3: linear, 2: gemm}
     return ends[x.rank](b, x)

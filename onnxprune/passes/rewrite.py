@@ -175,6 +175,8 @@ class _Rewriter:
             for a, ids in enumerate(axes)
             if ids is not None and not np.all(self.keep[ids])
         }
+        if not cut:
+            return
         start = attribute(node, "start")
         first = (start if isinstance(start, int) else 0) % max(len(axes), 1)
         length = self.map.shapes.of[node.output[0]][0]

@@ -24,7 +24,7 @@ from onnxprune.passes.families import families
 from onnxprune.passes.flow import Blocks, flow
 from onnxprune.passes.norms import FloatArray
 
-__all__ = ["Selection", "consistent", "reachable", "select"]
+__all__ = ["Selection", "consistent", "reachable", "round_up", "select"]
 
 _ROUNDS = 4  # times the budget that dead groups free is given out again
 
@@ -168,6 +168,14 @@ def select(channel_map: ChannelMap, scores: FloatArray, cost: Cost, sparsity: fl
         search.banned |= found & ~keep  # what is dead frees budget for what is not
     best = keep if cost(keep) <= budget else least
     return Selection(best, cost(best), budget, total)
+
+
+def round_up(channel_map: ChannelMap, keep: BoolArray, alignment: Alignment) -> BoolArray:
+    """Keep more groups of a family until its width is one that the target runs well (bool [groups])."""
+    search = _Search(channel_map, keep.astype(np.float64), alignment)
+    counts = np.add.reduceat(keep[search.groups].astype(np.int64), search.starts) if len(search.starts) else search.at_least
+    wanted = [int(w[np.searchsorted(w, k)]) for w, k in zip(search.widths, counts, strict=True)]
+    return search.keep(np.array(wanted, np.int64)) | keep
 
 
 def _bisect(search: _Search, cost: Cost, budget: float) -> IntArray:
