@@ -91,22 +91,12 @@ class NodeEditor:
             self.node.inputs.append(constant)
 
     def override(self, k: int, entries: Mapping[int, int]) -> None:
-        """Set entries of a 1-D integer input.
-
-        A known value is replaced by a constant. One computed at run time stays, and its entries are overridden
-        behind it: value·mask + entries, which every opset has for int64.
-        """
+        """Set entries of a 1-D integer input whose value is known; a constant takes its place."""
         known = self.context.integers(k)
+        assert known is not None
         name = self.map.graph.nodes[self.index].input[k]
-        if known is not None:
-            value = [entries.get(i, v) for i, v in enumerate(known)]
-            self.replace(k, np.array(value, self._integer_type(name)).reshape(self.map.shapes.of[name]))
-            return
-        length = self.map.shapes.of[name][0]
-        mask = [int(i not in entries) for i in range(length)]
-        added = [entries.get(i, 0) for i in range(length)]
-        steps = (("Mul", mask), ("Add", added))
-        self.node.inputs[k] = self._computed(self.node.inputs[k], steps, self._integer_type(name), self.edits.before)
+        value = np.array([entries.get(i, v) for i, v in enumerate(known)], self._integer_type(name))
+        self.replace(k, value.reshape(self.map.shapes.of[name]))
 
     def shrink(self, k: int, sizes: Mapping[int, tuple[int, int]]) -> None:
         """Let entries of a computed 1-D input follow the channels: entry → (what is left of it, what there was).

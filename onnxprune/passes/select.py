@@ -171,8 +171,8 @@ def select(channel_map: ChannelMap, scores: FloatArray, cost: Cost, sparsity: fl
 
 
 def round_up(channel_map: ChannelMap, keep: BoolArray, alignment: Alignment) -> BoolArray:
-    """Keep more groups of a family until its width is one that the target runs well (bool [groups])."""
-    search = _Search(channel_map, keep.astype(np.float64), alignment)
+    """Keep more groups of a family until its width is one that is not slower than a wider one (bool [groups])."""
+    search = _Search(channel_map, keep.astype(np.float64), Alignment(alignment.safe))
     counts = np.add.reduceat(keep[search.groups].astype(np.int64), search.starts) if len(search.starts) else search.at_least
     wanted = [int(w[np.searchsorted(w, k)]) for w, k in zip(search.widths, counts, strict=True)]
     return search.keep(np.array(wanted, np.int64)) | keep
