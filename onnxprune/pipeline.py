@@ -283,9 +283,9 @@ def _selected(channel_map: ChannelMap, dead: Dead, blocks: Blocks, scores: NDArr
     alignment: Alignment = parse_alignment(options.align or "auto", options.provider)
     assert options.sparsity is not None
     found = select(channel_map, scores, cost, options.sparsity, alignment, blocks, ~dead.keep)
-    if found.cost <= found.budget:
+    if found.cost <= found.budget and (found.whole or not options.sparsity):
         return found.keep
-    most = 1 - found.cost / found.whole
+    most = 1 - found.cost / found.whole if found.whole else 0.0
     raise UnreachableError(
         f"sparsity {options.sparsity:g} of {options.measure} cannot be reached, at most {math.floor(most * 1e4) / 1e4:g} can: "
         f"{what_remains(original, found.keep)}",

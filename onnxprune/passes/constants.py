@@ -5,7 +5,8 @@ everywhere, a *map* that varies in space but not with the input, or *live*. One 
 because what a channel is only depends on what comes before it. Zero times live is zero; a convolution that reads only
 constants is a constant where it does not pad, and a map where zero padding makes the border differ; max pooling keeps a
 constant, average pooling keeps it unless it counts padding; a normalisation over a channel's own space turns a constant
-into its shift. Anything not listed here is live, which is never wrong.
+into its shift. Constants are computed to rounding only, so a function with steps makes them live. Anything not listed
+here is live, which is never wrong.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ _ELEMENTWISE = frozenset(
     for name, rule in RULES.items()
     if rule.channels in (e.zero, e.zero_never, e.zero_to_infinity, e.clip, e.add, e.multiply, e.divide, e.power, e.where)
 )
+_STEPS = frozenset("BitwiseNot Cast CastLike Ceil Floor IsInf IsNaN Mod Not Round Shrink Sign ThresholdedRelu".split())
+"""Functions that may jump between a constant as computed here and as rounded by the runtime."""
 _CONTRACTIONS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 _PASSING = frozenset(
     "Concat DepthToSpace Flatten Gather GlobalAveragePool GlobalMaxPool MaxPool Reshape Slice SpaceToDepth Split Squeeze "
@@ -65,7 +68,7 @@ def carried_constants(channel_map: ChannelMap, nonzero: Mapping[int, NDArray[np.
     found: dict[str, Carried] = {}
     contractions = {c.node: c for c in channel_map.contractions}
     for index, node in enumerate(channel_map.graph.nodes):
-        for name in node.output:
+        for name in node.output if node.op_type == "Split" else node.output[:1]:  # others are indices, masks, statistics
             ids = _channel_axis(channel_map, name)
             if ids is None:
                 continue
@@ -90,34 +93,35 @@ def _carried(channel_map: ChannelMap, found: dict[str, Carried], nonzero: Mappin
              c: Contraction | None, index: int, ids: Ids) -> Carried | None:  # fmt: skip
     node = channel_map.graph.nodes[index]
     if index in channel_map.shuffles:
-        return _passed(found, [channel_map.shuffles[index].source], ids)
+        return _passed(channel_map, found, [channel_map.shuffles[index].source], index, ids)
     if c is not None and (node.domain not in ("", "ai.onnx") or node.op_type not in _CONTRACTIONS):
         return None  # fused with an activation, a second operand
     if c is not None:
         return _contracted(channel_map, found, nonzero[index], c, node, ids)
-    if node.op_type == "BatchNormalization":
-        return _normalised(channel_map, found, node, ids)
-    if node.op_type == "InstanceNormalization":
-        return _shifted(channel_map, found, node, ids)
+    if node.op_type in ("BatchNormalization", "InstanceNormalization"):
+        if _place(channel_map, node.output[0])[0] != 1:
+            return None  # the channels of its parameters are others
+        return (_normalised if node.op_type == "BatchNormalization" else _shifted)(channel_map, found, node, ids)
     if node.op_type in _PASSING or (node.op_type == "AveragePool" and not _counts_padding(node)):
-        return _passed(found, list(node.input), ids)
+        return _passed(channel_map, found, list(node.input), index, ids)
     if node.op_type == "Resize" and attribute(node, "mode") in (None, "nearest", "linear"):
         extrapolates = attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize"
-        return None if extrapolates else _passed(found, list(node.input[:1]), ids)
+        return None if extrapolates else _passed(channel_map, found, list(node.input[:1]), index, ids)
     key = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
     return _elementwise(channel_map, found, node, ids) if key in _ELEMENTWISE else None
 
 
 def _counts_padding(node: NodeProto) -> bool:
-    return is_padded(node) and bool(attribute(node, "count_include_pad"))
+    return bool(attribute(node, "count_include_pad")) and (is_padded(node) or bool(attribute(node, "ceil_mode")))
 
 
-def _passed(found: dict[str, Carried], names: list[str], ids: Ids) -> Carried | None:
-    """Movement: an output channel carries what the input channel of the same group carries."""
+def _passed(channel_map: ChannelMap, found: dict[str, Carried], names: list[str], index: int,
+            ids: Ids) -> Carried | None:  # fmt: skip
+    """Movement: an output channel carries what the input channels of the same group carry, if all carry the same."""
     held = [found[name] for name in names if name in found]
     if not held:
         return None
-    top = int(max(int(ids.max()), *(int(h.ids.max()) for h in held))) + 1
+    top = channel_map.groups
     kind, value, known = np.full(top, ZERO, np.int8), np.full(top, np.nan), np.zeros(top, np.bool_)
     for h in held:
         np.maximum.at(kind, h.ids, h.kind)
@@ -125,6 +129,9 @@ def _passed(found: dict[str, Carried], names: list[str], ids: Ids) -> Carried | 
         known[h.ids] = True
     for h in held:  # two indices of one group with different constants: not one constant
         kind[h.ids[value[h.ids] != h.value]] = LIVE
+    for k, name in enumerate(names):
+        for live in channel_map.uses.get((index, k), channel_map.axes.get(name, ())) if name not in found else ():
+            kind[live if live is not None else 0] = LIVE
     result = np.where(known[ids] & (ids != 0), kind[ids], LIVE)
     return Carried.of(ids, result.astype(np.int8), np.where(known[ids], value[ids], 0.0))
 
@@ -137,8 +144,7 @@ def _contracted(channel_map: ChannelMap, found: dict[str, Carried], used: NDArra
     held = found.get(node.input[c.data])
     if held is None and bool(np.all(np.any(used, axis=1))):
         return None  # every output reads something live
-    kind_in = held.kind if held is not None and len(held.kind) == len(c.inputs) else np.full(len(c.inputs), LIVE, np.int8)
-    value_in = held.value if held is not None and len(held.kind) == len(c.inputs) else np.zeros(len(c.inputs))
+    kind_in, value_in = _along(held, c.inputs)
     per_group = len(c.inputs) // c.groups
     rows = np.repeat(np.arange(c.groups), len(used) // c.groups)
     kinds = kind_in.reshape(c.groups, per_group)[rows]
@@ -156,10 +162,17 @@ def _contracted(channel_map: ChannelMap, found: dict[str, Carried], used: NDArra
     total[fixed] = (sums * values[fixed]).sum(axis=1) * (alpha if isinstance(alpha, float) else 1.0)
     if c.bias is not None:
         bias = weight_values(channel_map.graph, node.input[c.bias]).astype(np.float64)
-        if bias.size != len(ids):
+        if bias.size != len(ids) or bias.shape[-1] != len(ids):
             return None
         total = total + bias.ravel() * (beta if isinstance(beta, float) else 1.0)
     return Carried.of(ids, kind, total)
+
+
+def _along(held: Carried | None, ids: Ids) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+    """Kinds and values along an axis with these channels; all live where nothing is known of it."""
+    if held is None or not np.array_equal(held.ids, ids):
+        return np.full(len(ids), LIVE, np.int8), np.zeros(len(ids))
+    return held.kind, held.value
 
 
 def _normalised(channel_map: ChannelMap, found: dict[str, Carried], node: NodeProto, ids: Ids) -> Carried | None:
@@ -167,20 +180,17 @@ def _normalised(channel_map: ChannelMap, found: dict[str, Carried], node: NodePr
     gamma, beta, mean, variance = (weight_values(channel_map.graph, n).astype(np.float64) for n in node.input[1:5])
     epsilon = attribute(node, "epsilon")
     gain = gamma / np.sqrt(variance + (epsilon if isinstance(epsilon, float) else 1e-5))
-    held = found.get(node.input[0])
-    kind = held.kind if held is not None else np.full(len(ids), LIVE, np.int8)
-    value = held.value if held is not None else np.zeros(len(ids))
+    kind, value = _along(found.get(node.input[0]), ids)
     kind = np.where(gamma == 0, CONSTANT, np.where(kind == ZERO, CONSTANT, kind))
     return Carried.of(ids, kind.astype(np.int8), np.where(gamma == 0, beta, gain * (value - mean) + beta))
 
 
 def _shifted(channel_map: ChannelMap, found: dict[str, Carried], node: NodeProto, ids: Ids) -> Carried | None:
     """An instance normalisation of a constant is its shift β."""
-    held = found.get(node.input[0])
-    if held is None:
+    if node.input[0] not in found:
         return None
     beta = weight_values(channel_map.graph, node.input[2]).astype(np.float64)
-    kind = np.where(held.kind <= CONSTANT, CONSTANT, LIVE)
+    kind = np.where(_along(found[node.input[0]], ids)[0] <= CONSTANT, CONSTANT, LIVE)
     return Carried.of(ids, kind.astype(np.int8), beta)
 
 
@@ -192,14 +202,18 @@ def _elementwise(channel_map: ChannelMap, found: dict[str, Carried], node: NodeP
     if not any(held.values()):
         return None
     axis, rank = _place(channel_map, node.output[0])
-    kinds = [np.full(len(ids), LIVE, np.int8) if h is None or len(h.kind) != len(ids) else h.kind for h in held.values()]
+    along = {name: _along(h, ids) for name, h in held.items()}
+    kinds = [kind for kind, _ in along.values()]
     kind = np.maximum.reduce(kinds)
+    if node.op_type in _STEPS:
+        kind = np.where(kind == CONSTANT, LIVE, kind).astype(np.int8)
     if node.op_type == "Mul":
         kind = np.where(np.minimum.reduce(kinds) == ZERO, ZERO, kind).astype(np.int8)
-    vectors = {n: np.zeros(len(ids)) if h is None or len(h.kind) != len(ids) else h.value for n, h in held.items()}
+    if not np.any(kind <= CONSTANT):
+        return Carried.of(ids, kind, np.zeros(len(ids)))
     if not _stored_per_channel(channel_map, node, axis, rank):
         return Carried.of(ids, np.where(kind <= CONSTANT, MAP, kind).astype(np.int8), np.zeros(len(ids)))
-    value = _run(channel_map, node, vectors, axis, rank)
+    value = _run(channel_map, node, {name: value for name, (_, value) in along.items()}, axis, rank)
     if value is None or value.size != len(ids):
         return None
     if node.op_type == "Mul":
@@ -231,6 +245,8 @@ def _run(channel_map: ChannelMap, node: NodeProto, vectors: dict[str, NDArray[np
     import onnxruntime as ort  # slow to import, and rarely needed here
 
     graph, shapes = channel_map.graph, channel_map.shapes
+    if node.op_type in ("Div", "Mod") and any(shapes.types.get(name) not in _FLOATS for name in vectors):
+        return None  # whole numbers cannot be divided by the 0 that stands for live channels
     feeds, inputs = {}, []
     for name, vector in vectors.items():
         kind = shapes.types.get(name, onnx.TensorProto.FLOAT)
@@ -249,6 +265,7 @@ def _run(channel_map: ChannelMap, node: NodeProto, vectors: dict[str, NDArray[np
         return None
 
 
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
 _FAST: dict[str, Callable[..., NDArray[np.float64]]] = {
     "Relu": lambda x: np.maximum(x, 0.0),
     "Identity": lambda x: x,

@@ -2,14 +2,19 @@
 
 The channel graph is the DAG whose vertices are the channels of every tensor and whose edges are kernel slices (between
 the channels of a contraction's input and output) and identities (every other operator joins a channel to itself).
-A contraction without a block counts every slice as 1. With edge weights log w, a path's weight is the logarithm of its product, and both passes are longest-path passes in
-topological order, one dense [out × in] block per contraction:
+What has no channels of its own (a plain tensor, an operand broadcast over all channels, an axis that is summed over)
+is joined to all of them. A contraction without a block counts every slice as 1. With edge weights log w, a path's
+weight is the logarithm of its product, and both passes are longest-path passes in topological order, one dense
+[out × in] block per contraction:
 
     forward[out]  = max over in  of forward[in]  + log w[out, in]
     backward[in]  = max over out of backward[out] + log w[out, in]
 
 A channel is *accessible* iff its forward value is above −∞ (a slice of zero norm has weight −∞), *co-accessible* iff
 its backward value is. The value of the best path *through* a channel is forward + backward.
+
+What the outputs *depend on* is the same backward pass with one difference: where an operator mixes channels without a
+weight (a normalisation over them, a product of two activations), every channel it reads counts for every one it makes.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelMap, Contraction, Ids
 from onnxprune.graph import attribute, subgraphs
+from onnxprune.ops import RULES, elementwise, movement, quantization, reduction
 from onnxprune.passes.norms import FloatArray
 from onnxprune.weights import weight_values
 
@@ -47,17 +53,34 @@ class Flow:
         return self.through > _NOTHING
 
 
-def channel_blocks(channel_map: ChannelMap, norm: Callable[[ChannelMap, Contraction], FloatArray]) -> dict[int, FloatArray]:
+def channel_blocks(channel_map: ChannelMap,
+                   norm: Callable[[ChannelMap, Contraction], FloatArray]) -> dict[int, FloatArray]:  # fmt: skip
     """Log norms of all kernel slices."""
     with np.errstate(divide="ignore"):
         return {c.node: np.log(norm(channel_map, c)) for c in channel_map.contractions}
 
 
+_APART = frozenset(
+    name
+    for name, rule in RULES.items()
+    if rule.channels.__module__ in (elementwise.__name__, movement.__name__, quantization.__name__)
+    or rule.channels in (reduction.pool, reduction.max_pool, reduction.resample, reduction.reduce, reduction.log_reduce,
+                         reduction.sum_reduce, reduction.softmax, reduction.instance_normalization,
+                         reduction.group_normalization)
+)  # fmt: skip
+"""Operators of which a channel depends on the same channels of what is read, and on channels that end here."""
+
+_PICKING = frozenset(("Gather", "Slice", "Split"))
+_SIZES = frozenset(("Shape", "Size"))
+
+
 def flow_by_tensor(channel_map: ChannelMap, blocks: Blocks) -> dict[str, tuple[Ids, FloatArray]]:
-    """Tensor → (its groups, their backward values): what of each tensor the outputs depend on."""
+    """Tensor → (its groups, their backward values): above −∞ where an output depends on it, whatever mixes channels."""
     engine = _Engine(channel_map, blocks, None)
-    forward = engine.forwards()
-    return {name: (forward[name].groups, values) for name, values in engine.backwards().items()}
+    for name in (*engine.graph.inputs, *(name for node in engine.graph.nodes for name in node.output if name)):
+        groups = engine.groups(name)
+        engine.tensors[name] = _Tensor(groups, np.zeros(len(groups)))
+    return {name: (engine.tensors[name].groups, values) for name, values in engine.backwards(mixing=True).items()}
 
 
 @dataclass
@@ -66,6 +89,10 @@ class _Tensor:
 
     groups: Ids
     best: FloatArray
+
+    @property
+    def top(self) -> float:
+        return float(self.best.max(initial=_NOTHING))
 
 
 def flow(channel_map: ChannelMap, blocks: Blocks, keep: NDArray[np.bool_] | None = None) -> Flow:
@@ -90,12 +117,15 @@ class _Engine:
         self.keep = keep
         self.contraction = {c.node: c for c in channel_map.contractions}
         self.gains = _gains(channel_map)
-        self.scratch = np.full(channel_map.groups, _NOTHING)
+        self.scratch = np.full(channel_map.groups, np.nan)  # NaN: not there
         self.tensors: dict[str, _Tensor] = {}
 
-    def _groups(self, name: str) -> Ids:
-        labelled = [ids for ids in self.map.axes.get(name, ()) if ids is not None]
+    def groups(self, name: str) -> Ids:
+        labelled = self._labelled(name)
         return np.unique(np.concatenate(labelled)) if labelled else np.zeros(1, np.int32)
+
+    def _labelled(self, name: str) -> list[Ids]:
+        return [ids for ids in self.map.axes.get(name, ()) if ids is not None]
 
     def _reads(self, index: int) -> Sequence[str]:
         """What a node reads; the last node of a channel shuffle reads what goes into the shuffle."""
@@ -105,114 +135,131 @@ class _Engine:
     def _dead(self, groups: Ids, best: FloatArray) -> FloatArray:
         return best if self.keep is None else np.where(self.keep[groups], best, _NOTHING)
 
+    def _lookup(self, tensors: Sequence[_Tensor], groups: Ids, absent: float) -> FloatArray:
+        """Best value of each group over the tensors it appears in; ``absent`` for groups that appear in none."""
+        for tensor in tensors:
+            self.scratch[tensor.groups] = np.fmax(self.scratch[tensor.groups], tensor.best)
+        result = self.scratch[groups]
+        for tensor in tensors:
+            self.scratch[tensor.groups] = np.nan
+        return np.where(np.isnan(result), absent, result)
+
+    def _scatter(self, at: Ids, values: FloatArray, groups: Ids, rest: FloatArray, both: bool) -> FloatArray:
+        """Values of the groups: the best among ``values`` at ``at``, elsewhere (``both``: or if better) ``rest``."""
+        self.scratch[at] = _NOTHING
+        np.maximum.at(self.scratch, at, values)
+        result = self.scratch[groups]
+        self.scratch[at] = np.nan
+        return np.where(np.isnan(result), rest, np.maximum(result, rest) if both else result)
+
     # ---- forwards
 
     def forwards(self) -> dict[str, _Tensor]:
         for name in self.graph.inputs:
-            groups = self._groups(name)
+            groups = self.groups(name)
             self.tensors[name] = _Tensor(groups, np.zeros(len(groups)))
         for index, node in enumerate(self.graph.nodes):
+            if node.op_type in _SIZES:
+                continue
             read = [self.tensors[name] for name in self._reads(index) if name in self.tensors]
             if any(True for _ in subgraphs(node)):
                 read = [_Tensor(np.zeros(1, np.int32), np.zeros(1))]  # what a body captures is not followed
-            if not read:
-                continue  # computed from constants alone: no path starts here
+            if not read and index not in self.contraction:
+                continue  # computed from constants alone: no path starts here, unless through a weight
             for name in node.output:
                 if name:
                     self.tensors[name] = self._ahead(index, name, read)
         return self.tensors
 
     def _ahead(self, index: int, name: str, read: Sequence[_Tensor]) -> _Tensor:
-        groups = self._groups(name)
+        groups = self.groups(name)
         c = self.contraction.get(index)
-        data = self.tensors.get(self.graph.nodes[index].input[c.data]) if c else None
-        if c is None or data is None:
-            best = _lookup(self.scratch, read, groups, len(self._labelled(name)) == 0)
-            if index in self.gains:
-                best = best + _lookup(self.scratch, [self.gains[index]], groups, False)
+        if c is not None:
+            return _Tensor(groups, self._dead(groups, self._through(index, name, groups, c)))
+        top = max(tensor.top for tensor in read)
+        if self._labelled(name):
+            best = self._lookup(read, groups, _NOTHING if self.graph.nodes[index].op_type == "Concat" else top)
         else:
-            values = _lookup(self.scratch, [data], c.inputs, False, whole=data)
-            out = _best_over_inputs(self.blocks.get(index), values, c)
-            rest = _lookup(self.scratch, [data], groups, False)
-            best = _scatter_max(self.scratch, c.outputs, out, groups, rest)
+            best = np.full(len(groups), top)
+        if index in self.gains:
+            best = best + self._lookup([self.gains[index]], groups, 0.0)
         return _Tensor(groups, self._dead(groups, best))
 
-    def _labelled(self, name: str) -> list[Ids]:
-        return [ids for ids in self.map.axes.get(name, ()) if ids is not None]
+    def _through(self, index: int, name: str, groups: Ids, c: Contraction) -> FloatArray:
+        data = self.tensors.get(self.graph.nodes[index].input[c.data])
+        if data is None:
+            data = _Tensor(np.zeros(1, np.int32), np.zeros(1))
+        out = _best_over_inputs(self.blocks.get(index), self._lookup([data], c.inputs, data.top), c)
+        rest = self._lookup([data], groups, float(out.max(initial=_NOTHING)))
+        return self._scatter(c.outputs, out, groups, rest, len(self._labelled(name)) > 1)
 
     # ---- backwards
 
-    def backwards(self) -> dict[str, FloatArray]:
+    def backwards(self, mixing: bool = False) -> dict[str, FloatArray]:
         behind = {name: np.full(len(t.groups), _NOTHING) for name, t in self.tensors.items()}
         for name in {*self.graph.outputs, *self.graph.captured} & behind.keys():
             behind[name][:] = 0.0
         for index in reversed(range(len(self.graph.nodes))):
             made = [n for n in self.graph.nodes[index].output if n in behind]
-            if not made:
+            if not made or self.graph.nodes[index].op_type in _SIZES:
                 continue
             for name in made:
                 behind[name] = self._dead(self.tensors[name].groups, behind[name])
-            c = self.contraction.get(index)
+            outputs = [_Tensor(self.tensors[n].groups, behind[n]) for n in made]
+            if index in self.gains:
+                outputs[0].best = outputs[0].best + self._lookup([self.gains[index]], outputs[0].groups, 0.0)
             for k, name in enumerate(self._reads(index)):
                 if name in behind:
-                    through = c if c is not None and k == c.data else None
-                    values = self._back(index, made, behind, self.tensors[name].groups, through)
-                    np.maximum(behind[name], values, out=behind[name])
+                    np.maximum(behind[name], self._back(index, k, name, outputs, mixing), out=behind[name])
         return behind
 
-    def _back(self, index: int, made: list[str], behind: dict[str, FloatArray], groups: Ids,
-              c: Contraction | None) -> FloatArray:  # fmt: skip
-        outputs = [_Tensor(self.tensors[n].groups, behind[n]) for n in made]
-        if index in self.gains:
-            gain = _lookup(self.scratch, [self.gains[index]], outputs[0].groups, False)
-            outputs[0] = _Tensor(outputs[0].groups, outputs[0].best + gain)
-        if c is None:
-            dropped = all(not self._labelled(n) for n in made)
-            return _lookup(self.scratch, outputs, groups, False, whole=outputs[0] if dropped else None)
-        values = _lookup(self.scratch, outputs, c.outputs, False)
+    def _back(self, index: int, k: int, name: str, outputs: Sequence[_Tensor], mixing: bool) -> FloatArray:
+        """Values of the groups of input k of a node, from those of what it makes."""
+        groups = self.tensors[name].groups
+        c = self.contraction.get(index)
+        if c is not None and k in (c.weight, c.bias):
+            return np.full(len(groups), _NOTHING)  # no path begins in a weight
+        if c is not None and k == c.data:
+            return self._back_through(index, name, groups, c, outputs)
+        top = max(tensor.top for tensor in outputs)
+        made = [n for n in self.graph.nodes[index].output if n in self.tensors]
+        if not self._labelled(name) or not any(self._labelled(n) for n in made):
+            return np.full(len(groups), top)
+        if mixing and not self._is_apart(index, k, [name, *made]):
+            return np.full(len(groups), top)
+        picked = k == 0 and self.graph.nodes[index].op_type in _PICKING
+        return self._lookup(outputs, groups, _NOTHING if picked else top)
+
+    def _back_through(self, index: int, name: str, groups: Ids, c: Contraction,
+                      outputs: Sequence[_Tensor]) -> FloatArray:  # fmt: skip
+        values = self._lookup(outputs, c.outputs, max(tensor.top for tensor in outputs))
         into = _best_over_outputs(self.blocks.get(index), values, c)
-        rest = _lookup(self.scratch, outputs, groups, False)
-        if len(groups) == 1 and groups[0] == 0 and not np.any(c.inputs == 0):
-            return np.array([into.max(initial=_NOTHING)])
-        return _scatter_max(self.scratch, c.inputs, into, groups, rest)
+        top = float(into.max(initial=_NOTHING))
+        if not self._labelled(name):
+            return np.full(len(groups), top)
+        rest = self._lookup(outputs, groups, top)
+        return self._scatter(c.inputs, into, groups, rest, len(self._labelled(name)) > 1)
 
-
-def _lookup(scratch: FloatArray, tensors: Sequence[_Tensor], groups: Ids, drop_axis: bool,
-            whole: _Tensor | None = None) -> FloatArray:  # fmt: skip
-    """Best value of each group over the tensors it appears in.
-
-    ``drop_axis``: the result has no channel axis and takes the best of all channels. ``whole``: a tensor without the
-    asked groups stands for all of them with its own best value.
-    """
-    for tensor in tensors:
-        scratch[tensor.groups] = np.maximum(scratch[tensor.groups], tensor.best)
-    result = scratch[groups]
-    for tensor in tensors:
-        scratch[tensor.groups] = _NOTHING
-    if drop_axis:
-        best = max((float(t.best.max(initial=_NOTHING)) for t in tensors), default=_NOTHING)
-        return np.full(len(groups), best)
-    if whole is not None and whole.groups[0] == 0:
-        result = np.maximum(result, whole.best[0]) if len(whole.groups) == 1 else result
-    return result
-
-
-def _scatter_max(scratch: FloatArray, at: Ids, values: FloatArray, groups: Ids, rest: FloatArray) -> FloatArray:
-    """Values of the groups: the best among ``values`` at ``at``; groups that are not there keep ``rest``."""
-    np.maximum.at(scratch, at, values)
-    result = scratch[groups]
-    here = np.isin(groups, at)
-    scratch[at] = _NOTHING
-    return np.where(here, result, rest)
+    def _is_apart(self, index: int, k: int, names: Sequence[str]) -> bool:
+        """Whether a node keeps the channels of input k apart: by what it is, and as no group runs along two axes."""
+        node = self.graph.nodes[index]
+        key = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+        if key == "MatMul":
+            if self.map.axes.get(names[0], (None,) * 2)[-1 - k] is not None:
+                return False  # summed over
+        elif index not in self.map.shuffles and key not in _APART:
+            return False
+        several = [n for n in names if len(self._labelled(n)) > 1]
+        return all(sum(len(np.unique(ids)) for ids in self._labelled(n)) == len(self.groups(n)) for n in several)
 
 
 def _best_over_inputs(block: FloatArray | None, values: FloatArray, c: Contraction) -> FloatArray:
     """max over inputs of values[in] + block[out, in], group by group of a grouped convolution."""
     parts = values.reshape(c.groups, 1, -1)
     if block is None:
-        return np.repeat(parts.max(axis=2).ravel(), len(c.outputs) // c.groups)
+        return np.repeat(parts.max(axis=2, initial=_NOTHING).ravel(), len(c.outputs) // c.groups)
     if c.groups > 1:
-        return np.asarray((block.reshape(c.groups, -1, block.shape[1]) + parts).max(axis=2).ravel())
+        return np.asarray((block.reshape(c.groups, -1, block.shape[1]) + parts).max(axis=2, initial=_NOTHING).ravel())
     return np.asarray((block + values).max(axis=1, initial=_NOTHING))
 
 
@@ -220,9 +267,9 @@ def _best_over_outputs(block: FloatArray | None, values: FloatArray, c: Contract
     """max over outputs of values[out] + block[out, in]."""
     parts = values.reshape(c.groups, -1, 1)
     if block is None:
-        return np.repeat(parts.max(axis=1).ravel(), len(c.inputs) // c.groups)
+        return np.repeat(parts.max(axis=1, initial=_NOTHING).ravel(), len(c.inputs) // c.groups)
     if c.groups > 1:
-        return np.asarray((block.reshape(c.groups, -1, block.shape[1]) + parts).max(axis=1).ravel())
+        return np.asarray((block.reshape(c.groups, -1, block.shape[1]) + parts).max(axis=1, initial=_NOTHING).ravel())
     return np.asarray((block + values[:, None]).max(axis=0, initial=_NOTHING))
 
 
