@@ -75,9 +75,7 @@ def pruned(model: onnx.ModelProto, row: Row) -> tuple[Row, onnx.ModelProto | Non
     """The row with what was removed, and the model; no model where the sparsity cannot be reached."""
     asked = vars(row)
     try:
-        found = prune(
-            model, sparsity=row.sparsity, measure="macs", method=row.method, align=row.align, check=False
-        )
+        found = prune(model, sparsity=row.sparsity, measure="macs", method=row.method, align=row.align, check=False)
     except UnreachableError as error:
         return Row(**asked | {"problem": str(error)}), None
     macs = 1 - found.after.macs / found.before.macs
@@ -93,11 +91,7 @@ def timed(row: Row, before: Latency, after: Latency) -> Row:
 
 def rows(name: str, model: onnx.ModelProto, options: argparse.Namespace) -> Iterator[Row]:
     """Prune one network in every way asked for, then time all of them in turns."""
-    wanted = [
-        Row(name, options.method, align, sparsity)
-        for sparsity in options.sparsity
-        for align in options.align
-    ]
+    wanted = [Row(name, options.method, align, sparsity) for sparsity in options.sparsity for align in options.align]
     made = [pruned(model, row) for row in wanted]
     models = [model, *(each for _, each in made if each is not None)]
     latencies = iter(benchmark(models, provider="cpu", threads=1, seconds=options.seconds, memory=False))

@@ -30,7 +30,7 @@ from onnxprune.model_io import LoadedModel, load, save
 from onnxprune.ops import build_map
 from onnxprune.passes.cost import MEASURES, Measure, cost_of
 from onnxprune.passes.flow import Blocks
-from onnxprune.passes.fold import Dead, dead_groups, fold, nonzero_slices, signal_blocks
+from onnxprune.passes.fold import Dead, dead_groups, fold, nonzero_slices, same_channels, signal_blocks
 from onnxprune.passes.masked import masked_reference
 from onnxprune.passes.rewrite import rewrite
 from onnxprune.passes.scores import METHODS
@@ -194,9 +194,13 @@ def prune(model: ModelProto | LoadedModel | str | Path, *, sparsity: float | Non
     with clock("looking for dead channels"):
         nonzero = nonzero_slices(channel_map)
         dead = dead_groups(channel_map, nonzero, merge=options.sparsity is None)
-        if not np.all(dead.keep):
-            channel_map = map_channels(fold(channel_map, dead), options, folder)
-            nonzero = nonzero_slices(channel_map)
+        folded = fold(channel_map, dead)
+        if folded is not proto:
+            channel_map = map_channels(folded, options, folder)
+            if same_channels(original, channel_map):
+                nonzero = nonzero_slices(channel_map)
+            else:
+                channel_map, dead = original, dead_groups(original, nonzero, absorb=False)
     chosen, plan = _choose(channel_map, dead, signal_blocks(nonzero), options, plan, original, clock)
     with clock("rewriting"):
         pruned = rewrite(channel_map, chosen)

@@ -160,14 +160,20 @@ class Builder:
         return self.node("Reshape", [x, self._computed_target(x, shape)], shape)
 
     def _computed_target(self, x: Value, shape: Sequence[int]) -> Value:
-        """[the batch size of the input, times or over a number; the rest spelled out]"""
+        """The batch size of the input, times or over a number; the rest from the input too, or spelled out."""
         sizes = self.node("Shape", [x], [x.rank])
         batch = self.node("Gather", [sizes, self.ints(0)], [1], axis=0)
         if shape[0] > x.shape[0]:
             batch = self.node("Mul", [batch, self.ints(shape[0] // x.shape[0])])
         elif shape[0] < x.shape[0]:
             batch = self.node("Div", [batch, self.ints(x.shape[0] // shape[0])])
-        return self.node("Concat", [batch, self.ints(*shape[1:])], [len(shape)], axis=0)
+        rest: list[Value | str] = [
+            self.node("Gather", [sizes, self.ints(a)], [1], axis=0)
+            if a < x.rank and x.shape[a] == n and self.chance(2)
+            else self.ints(n)
+            for a, n in enumerate(shape[1:], 1)
+        ]
+        return self.node("Concat", [batch, *rest], [len(shape)], axis=0)
 
     def transpose(self, x: Value, *perm: int) -> Value:
         return self.node("Transpose", [x], [x.shape[p] for p in perm], perm=perm)

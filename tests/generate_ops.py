@@ -91,6 +91,32 @@ def reduced(b: Builder, x: Value, op: str, *axes: int, keep: int = 1) -> Value:
     return b.node(op, [x], shape, axes=list(axes), keepdims=keep)
 
 
+def channel_sum(b: Builder, x: Value) -> Value:
+    """A tensor and the sum over its channels, which is exact only where removed channels are zero."""
+    y = bent(b, x)
+    axis = 1 if x.rank == 4 else b.pick((1, x.rank - 1))
+    return b.node(b.pick(("Mul", "Sub")), [x, reduced(b, y, b.pick(("ReduceSum", "ReduceL1")), axis)])
+
+
+def similarity(b: Builder, x: Value) -> Value:
+    """f(x)·g(y)ᵀ over the channels of tokens or vectors, softened by Tanh."""
+    others = [v for v in b.like(x) if v.rank in (2, 3)]
+    left, right = bent(b, x), bent(b, b.pick(others) if others else x)
+    if x.rank == 2:
+        turned, shape = b.transpose(right, 1, 0), (x.shape[0], x.shape[0])
+        return b.node("MatMul", [b.node("Tanh", [b.node("MatMul", [left, turned], shape)]), x], x.shape)
+    shape = (*x.shape[:-2], x.shape[-2], x.shape[-2])
+    turned = b.transpose(right, *range(x.rank - 2), x.rank - 1, x.rank - 2)
+    return b.node("MatMul", [b.node("Tanh", [b.node("MatMul", [left, turned], shape)]), x], x.shape)
+
+
+def bent(b: Builder, x: Value) -> Value:
+    """x, or up to two element-wise functions of it."""
+    for _ in range(b.size(0, 2)):
+        x = b.pick((activation, clip, with_constant, with_other, pass_through))(b, x)
+    return x
+
+
 def unit_norm(b: Builder, x: Value) -> Value:
     """x / √(Σ x² + 1) over one axis."""
     total = reduced(b, b.node("Mul", [x, x]), "ReduceSum", b.size(1, x.rank - 1))
@@ -212,6 +238,14 @@ def pass_through(b: Builder, x: Value) -> Value:
     return b.node(op, [x])
 
 
+def squeeze_all(b: Builder, x: Value) -> Value | None:
+    """A Squeeze that does not name its axes."""
+    left = [n for n in x.shape if n != 1]
+    if b.open_batch or x.shape[0] == 1 or len(left) not in (2, 3) or len(left) == x.rank:
+        return None
+    return b.node("Squeeze", [x], left)
+
+
 def shuffle(b: Builder, x: Value) -> Value | None:
     """Reshape, Transpose, Reshape: the channels of axis 1 in another order."""
     factors = [g for g in range(2, x.shape[1]) if x.shape[1] % g == 0]
@@ -315,7 +349,8 @@ def pool(b: Builder, x: Value) -> Value | None:
     op = b.pick(("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool"))
     space = x.shape[2:]
     if op.startswith("Global"):
-        return b.node(op, [x], (*x.shape[:2], *(1,) * len(space)))
+        pooled = b.node(op, [x], (*x.shape[:2], *(1,) * len(space)))
+        return squeeze_all(b, pooled) or pooled
     if min(space) < 2:
         return None
     pads = [b.size(0, 1) if op != "LpPool" else 0] * (2 * len(space))
@@ -324,6 +359,15 @@ def pool(b: Builder, x: Value) -> Value | None:
     attrs = {"count_include_pad": b.size(0, 1)} if op == "AveragePool" else {}
     return b.node(op, [x], (*x.shape[:2], *sizes), kernel_shape=[2] * len(space), strides=[stride] * len(space),
                   pads=pads, **attrs)  # fmt: skip
+
+
+def pooled_head(b: Builder, x: Value) -> Value:
+    """Channels of their own, their means or maxima, and a Gemm on these."""
+    wide, ends = b.size(2, 6), (1,) * (x.rank - 2)
+    y = b.node("Conv", [x, b.weight((wide, x.shape[1], *ends), x.shape[1])], _with(x.shape, 1, wide))
+    pooled = b.node(b.pick(("GlobalAveragePool", "GlobalMaxPool")), [y], (x.shape[0], wide, *ends))
+    flat = squeeze_all(b, pooled) or b.node("Flatten", [pooled], (x.shape[0], wide))
+    return gemm_to(b, flat, b.size(1, 6))
 
 
 def resize(b: Builder, x: Value) -> Value | None:
@@ -344,8 +388,11 @@ def resize(b: Builder, x: Value) -> Value | None:
 
 
 def depth_to_space(b: Builder, x: Value) -> Value | None:
-    if x.rank != 4 or x.shape[1] % 4:
+    if x.rank != 4 or max(x.shape[2:]) > 8:
         return None
+    if x.shape[1] % 4:
+        wide = 4 * b.size(1, 3)
+        x = b.node("Conv", [x, b.weight((wide, x.shape[1], 1, 1), x.shape[1])], _with(x.shape, 1, wide))
     shape = (x.shape[0], x.shape[1] // 4, 2 * x.shape[2], 2 * x.shape[3])
     if b.opset < 11:
         return b.node("DepthToSpace", [x], shape, blocksize=2)
@@ -525,14 +572,14 @@ def unflatten(b: Builder, x: Value) -> Value | None:
 _ANY: tuple[Step, ...] = (
     activation, activation, clip, with_constant, with_constant, with_other, with_other, broadcast_branches, unit_norm,
     ratio, power, softmax, concat, concat, split, slice_, slice_, gather, pad, tile, pass_through, shuffle,
-    with_shared_vector,
+    with_shared_vector, squeeze_all, channel_sum, channel_sum, similarity,
 )  # fmt: skip
 _IMAGE: tuple[Step, ...] = (
     conv, conv, conv, conv, conv, conv_transpose, conv_transpose, residual, batch_norm, batch_norm, instance_norm,
-    group_norm, local_response, prelu, pool, resize, depth_to_space, space_to_depth, squeeze_excite, squeeze_excite,
-    spatial_gate, channels_last, flatten, to_tokens, to_vector,
+    group_norm, local_response, prelu, pool, pool, resize, depth_to_space, depth_to_space, space_to_depth, squeeze_excite, squeeze_excite,
+    spatial_gate, channels_last, flatten, pooled_head, to_tokens, to_vector,
 )  # fmt: skip
-_SEQUENCE: tuple[Step, ...] = (conv, conv_transpose, batch_norm, group_norm, prelu, pool, squeeze_excite, residual)
+_SEQUENCE: tuple[Step, ...] = (conv, conv_transpose, batch_norm, group_norm, prelu, pool, squeeze_excite, residual, pooled_head)
 _TOKENS: tuple[Step, ...] = (
     linear, linear, mix_tokens, gated, layer_norm, attention, attention, merged_heads, swap_axes, to_image, to_vector,
     flatten,

@@ -93,10 +93,14 @@ PRODUCTS = [
     vector("Gemm transposed", "t = Transpose(a) z = Gemm<transA=1, transB=1, alpha=0.5, beta=2.0>(t, k, c)", 14, 6,
            k=(6, 8), c=(1, 6)),
     vector("Gemm bias of rows", "z = Gemm(a, k, c)", 14, 6, k=(8, 6), c=(2, 6)),
-    vector("Gemm scalar bias", "z = Gemm(a, k, c)", 8, 6, "shares its bias", k=(8, 6), c=floats(0.5)),
-    vector("Gemm one bias a row", "z = Gemm(a, k, c)", 8, 6, "shares its bias", k=(8, 6), c=(2, 1)),
+    vector("Gemm scalar bias", "z = Gemm(a, k, c)", 14, 6, "one channel broadcast over many", k=(8, 6), c=floats(0.5)),
+    vector("Gemm one bias a row", "z = Gemm(a, k, c)", 14, 6, "one channel broadcast over many", k=(8, 6), c=(2, 1)),
     vector("Gemm computed weight", "k = Transpose(a) z = Gemm(a, k)", 0, 2, "computed at run time"),
     vector("FusedGemm", 'z = com.microsoft.FusedGemm<activation="Relu">(a, k, c)', 14, 6, k=(8, 6), c=6),
+    vector("Gemm scalar bias before a sum", "z = Gemm(a, k, c) s = ReduceSum(z, d) m = Mul(z, s)", 8, 6, "ReduceSum over the channels",
+           k=(8, 6), c=floats(0.5), d=ints(1)),
+    tokens("Gemm of channels as rows", "r = Reshape(a, h) g = Gemm<transA=1>(r, k, c) t = Transpose(g) p = MatMul(t, q) "
+           "z = Unsqueeze(p, d)", 8 + 5, 5, "one channel broadcast over many", h=ints(10, 8), k=(10, 6), c=(8, 1), q=(8, 5), d=ints(0)),
     tokens("MatMul right", "z = MatMul(a, k)", 14, 6, k=(8, 6)),
     tokens("MatMul left", "t = Transpose<perm=[0,2,1]>(a) m = MatMul(k, t) r = Relu(m) s = MatMul(q, r) "
            "z = Transpose<perm=[0,2,1]>(s)", 8 + 7 + 5, 5, k=(7, 8), q=(5, 7)),

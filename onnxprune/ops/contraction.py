@@ -221,8 +221,8 @@ def gemm(ctx: NodeContext) -> list[Axes]:
     ctx.mask(1)
     zero = rows is None
     if ctx.has(2):
-        outputs = _gemm_bias(ctx, rows, outputs)
-        zero = ctx.mask_where_possible(2) and zero
+        rows, outputs, masked = _gemm_bias(ctx, rows, outputs)
+        zero = zero and masked
     if b[in_axis] is not None and outputs is not None:
         kept = inputs if inputs is not None else b[in_axis]
         assert kept is not None
@@ -237,16 +237,14 @@ def gemm(ctx: NodeContext) -> list[Axes]:
     return [(rows, outputs)]
 
 
-def _gemm_bias(ctx: NodeContext, rows: Ids | None, outputs: Ids | None) -> Ids | None:
-    """C broadcasts to [I, J]; a C of size 1 along J adds the same number to every output, so none may leave."""
+def _gemm_bias(ctx: NodeContext, rows: Ids | None, outputs: Ids | None) -> tuple[Ids | None, Ids | None, bool]:
+    """C broadcasts to [I, J]: the axes that result, and whether it is zero at outputs that are removed."""
     shape, axes = ctx.shape(2), ctx.axes(2)
-    if not shape or shape[-1] != ctx.out_shape()[1]:
-        ctx.freeze_input(2, "one channel broadcast over many")
-        ctx.freeze(outputs, "shares its bias with other channels")
-        ctx.freeze(rows if len(shape) == 2 and shape[0] != 1 else None, "shares its bias with other channels")
-        return outputs
-    if len(shape) == 2 and shape[0] == ctx.out_shape()[0] != 1:
-        ctx.unify(rows, axes[0])
-    elif len(shape) == 2:
-        ctx.freeze(axes[0], "one channel broadcast over many")
-    return ctx.unify(outputs, axes[-1])
+    result = [rows, outputs]
+    for axis in range(-len(shape), 0):
+        if shape[axis] == ctx.out_shape()[axis]:
+            result[axis] = ctx.unify(result[axis], axes[axis])
+        else:
+            ctx.freeze(axes[axis], "one channel broadcast over many")
+    spans = bool(shape) and shape[-1] == ctx.out_shape()[1]
+    return result[0], result[1], spans and ctx.mask_where_possible(2)

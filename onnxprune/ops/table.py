@@ -21,6 +21,8 @@ from onnxprune.ops import fused as f
 from onnxprune.ops import movement as m
 from onnxprune.ops import quantization as q
 from onnxprune.ops import reduction as r
+from onnxprune.ops.einsum import einsum
+from onnxprune.ops.recurrent import recurrent, resize_hidden
 from onnxprune.ops.shuffle import find_shuffles, shuffled
 from onnxprune.shapes import Shapes, infer_shapes
 
@@ -76,6 +78,8 @@ RULES: dict[str, Rule] = {
     **_rows("com.microsoft.FusedMatMul", f.fused_matmul),
     **_rows("com.microsoft.FusedGemm", f.fused_gemm),
     **_rows("com.microsoft.BiasGelu com.microsoft.FastGelu", f.bias_gelu),
+    **_rows("Einsum", einsum),
+    **_rows("GRU LSTM RNN", recurrent, resize_hidden),
     # movement
     **_rows("Concat", m.concat, m.resize_concat),
     **_rows("ConstantOfShape", m.constant_of_shape, m.resize_constant_of_shape),

@@ -26,7 +26,7 @@ from onnxprune.ops import elementwise as e
 from onnxprune.passes.norms import slices
 from onnxprune.weights import weight_values
 
-__all__ = ["CONSTANT", "LIVE", "MAP", "ZERO", "Carried", "carried_constants", "is_padded"]
+__all__ = ["CONSTANT", "LIVE", "MAP", "ZERO", "Carried", "along", "carried_constants", "is_padded"]
 
 ZERO, CONSTANT, MAP, LIVE = range(4)
 
@@ -144,7 +144,7 @@ def _contracted(channel_map: ChannelMap, found: dict[str, Carried], used: NDArra
     held = found.get(node.input[c.data])
     if held is None and bool(np.all(np.any(used, axis=1))):
         return None  # every output reads something live
-    kind_in, value_in = _along(held, c.inputs)
+    kind_in, value_in = along(held, c.inputs)
     per_group = len(c.inputs) // c.groups
     rows = np.repeat(np.arange(c.groups), len(used) // c.groups)
     kinds = kind_in.reshape(c.groups, per_group)[rows]
@@ -168,11 +168,12 @@ def _contracted(channel_map: ChannelMap, found: dict[str, Carried], used: NDArra
     return Carried.of(ids, kind, total)
 
 
-def _along(held: Carried | None, ids: Ids) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
-    """Kinds and values along an axis with these channels; all live where nothing is known of it."""
-    if held is None or not np.array_equal(held.ids, ids):
+def along(held: Carried | None, ids: Ids) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+    """Kinds and values along an axis with these channels: live where nothing is known, all of it if it is another axis."""
+    if held is None or len(held.ids) != len(ids) or np.any((held.ids != ids) & (held.ids != 0) & (ids != 0)):
         return np.full(len(ids), LIVE, np.int8), np.zeros(len(ids))
-    return held.kind, held.value
+    same = held.ids == ids
+    return np.where(same, held.kind, LIVE).astype(np.int8), np.where(same, held.value, 0.0)
 
 
 def _normalised(channel_map: ChannelMap, found: dict[str, Carried], node: NodeProto, ids: Ids) -> Carried | None:
@@ -180,7 +181,7 @@ def _normalised(channel_map: ChannelMap, found: dict[str, Carried], node: NodePr
     gamma, beta, mean, variance = (weight_values(channel_map.graph, n).astype(np.float64) for n in node.input[1:5])
     epsilon = attribute(node, "epsilon")
     gain = gamma / np.sqrt(variance + (epsilon if isinstance(epsilon, float) else 1e-5))
-    kind, value = _along(found.get(node.input[0]), ids)
+    kind, value = along(found.get(node.input[0]), ids)
     kind = np.where(gamma == 0, CONSTANT, np.where(kind == ZERO, CONSTANT, kind))
     return Carried.of(ids, kind.astype(np.int8), np.where(gamma == 0, beta, gain * (value - mean) + beta))
 
@@ -190,7 +191,7 @@ def _shifted(channel_map: ChannelMap, found: dict[str, Carried], node: NodeProto
     if node.input[0] not in found:
         return None
     beta = weight_values(channel_map.graph, node.input[2]).astype(np.float64)
-    kind = np.where(_along(found[node.input[0]], ids)[0] <= CONSTANT, CONSTANT, LIVE)
+    kind = np.where(along(found[node.input[0]], ids)[0] <= CONSTANT, CONSTANT, LIVE)
     return Carried.of(ids, kind.astype(np.int8), beta)
 
 
@@ -202,7 +203,7 @@ def _elementwise(channel_map: ChannelMap, found: dict[str, Carried], node: NodeP
     if not any(held.values()):
         return None
     axis, rank = _place(channel_map, node.output[0])
-    along = {name: _along(h, ids) for name, h in held.items()}
+    along = {name: along(h, ids) for name, h in held.items()}
     kinds = [kind for kind, _ in along.values()]
     kind = np.maximum.reduce(kinds)
     if node.op_type in _STEPS:

@@ -6,42 +6,54 @@ constant that all its readers can take over. A reader takes over a constant c of
 - without padding, into its bias:            b[o] += c · Σₖ W[o, i, k]
 - under zero padding, into one channel r:    W[:, r] ← Σᵢ cᵢ·W[:, i] / c_r   (exact at the borders, any spatial size)
 
-where r is a constant channel of the same tensor that stays, so all constant channels of a tensor become one.
+where r is a constant channel of the same tensor that stays, so all constant channels of a tensor become one. It is one
+of the larger constants: a small one may be what rounding left of a zero.
 
-``fold`` applies these to the weights of the full-size model and zeroes the slices that read dead channels; the result
-computes the same function, and its dead groups can then be rewritten away like any others.
+``fold`` applies these to the full-size model and zeroes the slices that read constants taken over; the result computes
+the same function, whatever leaves afterwards. Weights that are read in several places stay as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from onnxprune.channels import ChannelMap, Contraction
+from onnxprune.channels import ChannelMap, Contraction, Ids
 from onnxprune.graph import attribute, constant_of
-from onnxprune.passes.constants import CONSTANT, MAP, ZERO, Carried, carried_constants, is_padded
+from onnxprune.passes.constants import CONSTANT, LIVE, MAP, ZERO, Carried, along, carried_constants, is_padded
 from onnxprune.passes.flow import flow_by_tensor
 from onnxprune.passes.norms import FloatArray, slices
 from onnxprune.weights import weight_values
 
-__all__ = ["Dead", "dead_groups", "fold", "nonzero_slices", "signal_blocks"]
+__all__ = ["Dead", "dead_groups", "fold", "nonzero_slices", "same_channels", "signal_blocks"]
 
 BoolArray = NDArray[np.bool_]
+
+
+_CLOSE = 1e-3  # a constant may stand for one that is at most 1000 times as large
 
 
 @dataclass(frozen=True)
 class Dead:
     """``keep``: bool [groups], False where dead. ``carried``: what channels carry. ``into``: node of a padded
-    convolution → the group whose channel takes over its constants."""
+    convolution → the input channel that takes over its constants. ``read``: node of a contraction → which of its
+    outputs matter, bool [out]."""
 
     keep: BoolArray
     carried: dict[str, Carried]
     into: dict[int, int] = field(default_factory=dict)
+    read: dict[int, BoolArray] = field(default_factory=dict)
+
+    def taken(self, channel_map: ChannelMap, c: Contraction) -> FloatArray:
+        """The constants a contraction takes over, float64 [in]; 0 for channels that stay."""
+        kind, value = along(self.carried.get(channel_map.graph.nodes[c.node].input[c.data]), c.inputs)
+        return np.where(self.keep[c.inputs] | (kind > CONSTANT), 0.0, value)
 
 
 def nonzero_slices(channel_map: ChannelMap) -> dict[int, BoolArray]:
@@ -58,69 +70,127 @@ def nonzero_slices(channel_map: ChannelMap) -> dict[int, BoolArray]:
 
 def signal_blocks(nonzero: Mapping[int, BoolArray]) -> dict[int, FloatArray]:
     """Edge weights for reachability: 0 for a slice that carries a signal, −∞ for one that does not."""
-    return {node: np.where(block, np.float32(0), np.float32(-np.inf)) for node, block in nonzero.items() if not block.all()}
+    zero, nothing = np.float32(0), np.float32(-np.inf)
+    return {node: np.where(block, zero, nothing) for node, block in nonzero.items() if not block.all()}
 
 
-def dead_groups(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], *, merge: bool = True) -> Dead:
+def dead_groups(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], *, merge: bool = True,
+                absorb: bool = True) -> Dead:  # fmt: skip
     """The groups that can leave without changing any output.
 
-    ``nonzero``: see ``nonzero_slices``. ``merge=False`` takes constants over into existing biases only, so that nodes and weights stay as they are.
+    ``nonzero``: see ``nonzero_slices``. ``merge=False`` takes constants over into biases only, so that nodes and
+    weights stay as they are. ``absorb=False`` takes over none: only what is zero or not read is dead.
     """
     carried = carried_constants(channel_map, nonzero)
     demand = flow_by_tensor(channel_map, signal_blocks(nonzero))
     needed = channel_map.frozen.copy()
+    for c in channel_map.contractions:
+        if channel_map.graph.nodes[c.node].input[c.data] not in demand:
+            needed[c.inputs] = True  # reads a stored constant
     for name, (groups, backward) in demand.items():
-        kind = _kinds(carried.get(name), groups)
+        kind = _kinds(channel_map, carried.get(name), groups)
         wanted = backward > -np.inf
         needed[groups[wanted & (kind >= MAP)]] = True
         held = groups[wanted & (kind == CONSTANT)]
-        if not _absorbed(channel_map, name, merge):
+        if not absorb:
             needed[held] = True
+        elif len(held):
+            needed[held[~_absorbed(channel_map, name, carried[name], held, merge)]] = True
     _still_needed(channel_map, needed)
     into = _take_over(channel_map, nonzero, carried, needed)
     _still_needed(channel_map, needed)
-    return Dead(needed, carried, into)
+    return Dead(needed, carried, into, _read(channel_map, demand))
 
 
-def _kinds(held: Carried | None, groups: NDArray[np.int32]) -> NDArray[np.int8]:
+def _kinds(channel_map: ChannelMap, held: Carried | None, groups: Ids) -> NDArray[np.int8]:
     """The most that a group's channels carry in this tensor."""
     if held is None:
-        return np.full(len(groups), 3, np.int8)
-    kind = np.full(int(max(held.ids.max(), groups.max())) + 1, ZERO, np.int8)
+        return np.full(len(groups), LIVE, np.int8)
+    kind = np.full(channel_map.groups, ZERO, np.int8)
     np.maximum.at(kind, held.ids, held.kind)
     return kind[groups]
 
 
-def _absorbed(channel_map: ChannelMap, name: str, merge: bool) -> bool:
-    """Whether every reader of a tensor either passes its channels on or can take over a constant."""
+def _read(channel_map: ChannelMap, demand: Mapping[str, tuple[Ids, FloatArray]]) -> dict[int, BoolArray]:
+    """Node of a contraction → which of its outputs an output of the model depends on, bool [out]."""
+    found = {}
+    wanted = np.zeros(channel_map.groups, np.bool_)
+    for c in channel_map.contractions:
+        for name in channel_map.graph.nodes[c.node].output:  # a recurrent layer has several
+            groups, backward = demand.get(name, (np.zeros(0, np.int32), np.zeros(0)))
+            wanted[groups[backward > -np.inf]] = True
+        found[c.node] = wanted[c.outputs]
+        wanted[:] = False
+    return found
+
+
+def _absorbed(channel_map: ChannelMap, name: str, held: Carried, groups: Ids, merge: bool) -> BoolArray:
+    """Which groups (bool, as ``groups``) of a tensor are passed on or taken over as constants by all its readers."""
     contractions = {c.node: c for c in channel_map.contractions}
+    result = np.ones(len(groups), np.bool_)
     for index, k in channel_map.graph.consumers.get(name, []):
         node = channel_map.graph.nodes[index]
         c = contractions.get(index)
         if c is not None and k == c.data:
-            if node.op_type not in ("Conv", "Gemm", "MatMul") or c.groups > 1 or not _editable(channel_map, c):
-                return False
-            if not merge and (node.op_type == "MatMul" or (node.op_type == "Conv" and is_padded(node))):
-                return False
-        elif not any(ids is not None for out in node.output for ids in channel_map.axes.get(out, ())):
-            return False
-    return True
+            read = c.inputs[along(held, c.inputs)[0] == CONSTANT]
+            if not _takes_over(channel_map, c, merge) or not np.all(np.isin(groups, read)):
+                return np.zeros(len(groups), np.bool_)
+        elif node.op_type not in ("Slice", "Split", "Gather") or k > 0:
+            result &= np.isin(groups, _passed_on(channel_map, index))
+    return result
 
 
-def _editable(channel_map: ChannelMap, c: Contraction) -> bool:
-    """Whether weight and bias are stored, floating point, of rank the fold knows."""
+def _passed_on(channel_map: ChannelMap, index: int) -> Ids:
+    """The groups of what a node makes; for a node inside a channel shuffle, of what the shuffle makes."""
+    nodes = channel_map.graph.nodes
+    made = [*nodes[index].output]
+    made += [nodes[last].output[0] for last, shuffle in channel_map.shuffles.items() if index in shuffle.inner]
+    labelled = [ids for name in made for ids in channel_map.axes.get(name, ()) if ids is not None]
+    return np.concatenate(labelled) if labelled else np.zeros(0, np.int32)
+
+
+def _takes_over(channel_map: ChannelMap, c: Contraction, merge: bool) -> bool:
+    """Whether a contraction can take over constants: its numbers are stored, and read here alone."""
+    node = channel_map.graph.nodes[c.node]
+    if node.op_type not in ("Conv", "Gemm", "MatMul") or node.domain not in ("", "ai.onnx") or c.groups > 1:
+        return False
+    if not _is_own(channel_map, node.input[c.weight]):
+        return False
+    if node.op_type == "MatMul":  # by an Add behind it
+        return merge and c.weight == 1 and len(channel_map.graph.constants[node.input[1]].dims) == 2
+    return merge if node.op_type == "Conv" and is_padded(node) else _has_bias_place(channel_map, c)
+
+
+def _is_own(channel_map: ChannelMap, name: str) -> bool:
+    """Whether a tensor is a stored constant of floating-point numbers that is read in one place."""
+    graph = channel_map.graph
+    if name not in graph.constants or name in graph.captured or name in graph.outputs:
+        return False
+    return len(graph.consumers[name]) == 1 and np.issubdtype(graph.values(name).dtype, np.floating)
+
+
+def _has_bias_place(channel_map: ChannelMap, c: Contraction) -> bool:
+    """Whether numbers per output can be added to the bias of a Conv or Gemm."""
     graph, node = channel_map.graph, channel_map.graph.nodes[c.node]
-    names = [node.input[c.weight], *([node.input[c.bias]] if c.bias is not None else [])]
-    stored = all(n in graph.constants and np.issubdtype(graph.values(n).dtype, np.floating) for n in names)
-    plain = node.op_type != "MatMul" or (c.weight == 1 and len(graph.constants[names[0]].dims) == 2) if stored else False
-    return stored and plain and (c.bias is None or graph.values(names[1]).size == len(c.outputs))
+    if node.op_type == "Gemm" and attribute(node, "beta") == 0:
+        return False
+    if c.bias is None:
+        return True
+    name = node.input[c.bias]
+    if not _is_own(channel_map, name) and not (name in graph.constants and not np.any(graph.values(name))):
+        return False
+    held = graph.values(name)
+    return held.size == len(c.outputs) and held.shape[-1] == len(c.outputs) and np.issubdtype(held.dtype, np.floating)
 
 
 def _still_needed(channel_map: ChannelMap, needed: BoolArray) -> None:
-    """While an output is kept, a contraction keeps at least one input."""
-    for outputs, inputs in reversed(channel_map.needs):
-        if np.any(needed[outputs]) and not np.any(needed[inputs]):
-            needed[inputs[0]] = True
+    """While an output is kept, a contraction keeps at least one input. Coupled channels may ask for another round."""
+    missing = True
+    while missing:
+        missing = False
+        for outputs, inputs in reversed(channel_map.needs):
+            if len(inputs) and np.any(needed[outputs]) and not np.any(needed[inputs]):
+                needed[inputs[0]] = missing = True
 
 
 def _take_over(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], carried: dict[str, Carried],
@@ -129,70 +199,81 @@ def _take_over(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], carrie
     into: dict[int, int] = {}
     for c in channel_map.contractions:
         node = channel_map.graph.nodes[c.node]
-        held = carried.get(node.input[c.data])
-        if held is None or not (node.op_type == "Conv" and is_padded(node)) or not np.any(needed[c.outputs]):
+        if node.input[c.data] not in carried or not (node.op_type == "Conv" and is_padded(node)):
             continue
-        read = np.any(nonzero[c.node][needed[c.outputs]], axis=0) if c.groups == 1 else None
-        if read is None or len(held.kind) != len(c.inputs):
+        if not _takes_over(channel_map, c, True):
             continue
-        constant = held.kind == CONSTANT
-        if not np.any(constant & read & ~needed[c.inputs]):
+        kind, value = along(carried[node.input[c.data]], c.inputs)
+        leaving = (kind == CONSTANT) & np.any(nonzero[c.node][needed[c.outputs]], axis=0) & ~needed[c.inputs]
+        if not np.any(leaving):
             continue
-        staying = np.flatnonzero(constant & needed[c.inputs])
-        choice = staying if len(staying) else np.flatnonzero(constant & read)
-        best = int(choice[np.argmax(np.abs(held.value[choice]))])
+        size = np.where(kind == CONSTANT, np.abs(value), 0.0)
+        staying = np.where(needed[c.inputs], size, 0.0)
+        enough = staying.max() >= _CLOSE * size[leaving].max()
+        best = int(np.argmax(staying if enough else np.where(leaving, size, 0.0)))
         needed[c.inputs[best]] = True
         into[c.node] = best
     return into
 
 
 def fold(channel_map: ChannelMap, dead: Dead) -> ModelProto:
-    """The same function at full size, with every slice that reads a dead channel zero and its constant taken over."""
-    result = ModelProto()
-    result.CopyFrom(channel_map.graph.model)
-    editor = _Weights(channel_map, result)
+    """The same function at full size, with the constants of dead channels taken over by those who read them.
+
+    The model itself where there are no constants to take over.
+    """
+    editor = _Weights(channel_map)
     for c in channel_map.contractions:
-        gone = ~dead.keep[c.inputs]
-        if c.groups == 1 and np.any(gone) and np.any(dead.keep[c.outputs]) and _editable(channel_map, c):
-            _fold_into(channel_map, dead, c, gone, editor)
-    editor.finish()
-    return result
+        value = dead.taken(channel_map, c)
+        if np.any(value):
+            _fold_into(channel_map, dead, c, value, editor)
+    return editor.finished()
 
 
-def _fold_into(channel_map: ChannelMap, dead: Dead, c: Contraction, gone: BoolArray, editor: _Weights) -> None:
+def _fold_into(channel_map: ChannelMap, dead: Dead, c: Contraction, value: FloatArray, editor: _Weights) -> None:
+    """``value``: the constant of each input channel that leaves, float64 [in], else 0."""
     node = channel_map.graph.nodes[c.node]
-    held = dead.carried.get(node.input[c.data])
-    value = np.where(gone, held.value, 0.0) if held is not None and len(held.value) == len(gone) else np.zeros(len(gone))
+    if not _takes_over(channel_map, c, True):
+        return  # nobody needs it
     weight = np.array(weight_values(channel_map.graph, node.input[c.weight]))
     columns = np.moveaxis(weight, c.in_axis, -1)  # a view: […, in]
-    taken = np.asarray((columns.astype(np.float64) * value).sum(axis=-1))  # the other axes of the weight
+    added = np.asarray((columns.astype(np.float64) * value).sum(axis=-1))  # the other axes of the weight
     if c.node in dead.into:
-        keeper = dead.into[c.node]
-        assert held is not None
-        columns[..., keeper] += (taken / held.value[keeper]).astype(weight.dtype)
-    elif np.any(value):
-        per_output = np.moveaxis(taken, c.out_axis - (c.out_axis > c.in_axis), 0).reshape(len(c.outputs), -1).sum(axis=1)
+        held, keeper = dead.carried[node.input[c.data]], dead.into[c.node]
+        columns[..., keeper] += (added / held.value[keeper]).astype(weight.dtype)
+    elif node.op_type == "Conv" and is_padded(node):
+        return  # nobody needs it
+    else:
+        place = c.out_axis - (c.out_axis > c.in_axis)
+        per_output = np.moveaxis(added, place, 0).reshape(len(c.outputs), -1).sum(axis=1)
+        per_output = np.where(dead.read[c.node], per_output, 0.0)
+        if not np.any(per_output):
+            return
         editor.add_bias(c, per_output)
-    columns[..., gone] = 0
+    columns[..., value != 0] = 0
     editor.set(c.node, c.weight, weight)
 
 
 class _Weights:
-    """Changed constants of a model. Uses that a change does not concern keep the old one."""
+    """Changed constants of a model: in place where they are read once, else new ones beside them."""
 
-    def __init__(self, channel_map: ChannelMap, model: ModelProto) -> None:
+    def __init__(self, channel_map: ChannelMap) -> None:
         self.map = channel_map
-        self.model = model
-        self.inserted: dict[int, onnx.NodeProto] = {}
+        self.values: dict[str, TensorProto] = {}
+        self.new: dict[tuple[int, int], TensorProto] = {}
+        self.behind: dict[int, NodeProto] = {}
+        graph = channel_map.graph
+        self.names = {name for node in graph.nodes for name in (node.name, *node.input, *node.output)}
+        self.names |= {value.name for value in graph.model.graph.input} | graph.captured
 
     def set(self, index: int, k: int, value: NDArray[np.generic]) -> None:
-        old = self.map.graph.nodes[index].input[k]
-        name = f"{old}_folded_{index}"
-        self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
-        node = self.model.graph.node[index]
-        while len(node.input) <= k:
-            node.input.append("")
-        node.input[k] = name
+        """Let input k of a node be these numbers."""
+        held = self.map.graph.nodes[index].input
+        name = held[k] if k < len(held) else ""
+        if name and _is_own(self.map, name):
+            self.values[name] = numpy_helper.from_array(np.asarray(value), name)
+        else:
+            own = self._name(name or f"{self.map.graph.nodes[index].output[0]}_bias")
+            self.new[index, k] = numpy_helper.from_array(np.asarray(value), own)
 
     def add_bias(self, c: Contraction, extra: FloatArray) -> None:
         """Add numbers to the outputs of a contraction: into its bias, or by an Add behind a MatMul."""
@@ -206,43 +287,73 @@ class _Weights:
         old = weight_values(self.map.graph, node.input[c.bias]) if c.bias is not None else np.zeros(len(extra), dtype)
         self.set(c.node, 2, (old.astype(np.float64) + extra.reshape(old.shape)).astype(dtype))
 
-    def _add_behind(self, index: int, extra: FloatArray) -> None:
-        node = self.model.graph.node[index]
-        output, inner, bias = node.output[0], f"{node.output[0]}_unbiased", f"{node.output[0]}_folded"
-        node.output[0] = inner
-        self.model.graph.initializer.append(numpy_helper.from_array(extra, bias))
-        self.inserted[index] = onnx.helper.make_node("Add", [inner, bias], [output], f"{node.name or output}_bias")
+    def _add_behind(self, index: int, extra: NDArray[np.generic]) -> None:
+        node = self.map.graph.nodes[index]
+        output = node.output[0]
+        bias = self._name(f"{output}_bias")
+        self.new[index, -1] = numpy_helper.from_array(extra, bias)
+        self.behind[index] = onnx.helper.make_node(
+            "Add", [self._name(f"{output}_unbiased"), bias], [output], self._name(f"{node.name or output}_bias")
+        )
 
-    def finish(self) -> None:
-        """Put inserted nodes in place, drop constants that nobody reads any more, give changed ones their old names."""
-        _rename_single_copies(self.map, self.model)
-        read = {name for node in self.model.graph.node for name in node.input} | set(self.map.graph.outputs)
-        read |= self.map.graph.captured
-        replaced = {n for n in self.map.graph.constants if n in self.map.graph.consumers and n not in read}
-        nodes = [
-            onnx.NodeProto.FromString(n.SerializeToString())
-            for i, node in enumerate(self.model.graph.node)
-            for n in (node, self.inserted.get(i))
-            if n is not None and not (constant_of(n) is not None and n.output[0] in replaced)
-        ]
-        del self.model.graph.node[:]
-        self.model.graph.node.extend(nodes)
+    def _name(self, stem: str) -> str:
+        """A name that is not taken yet."""
+        name = next(n for n in (f"{stem}_folded{i or ''}" for i in count()) if n not in self.names)
+        self.names.add(name)
+        return name
+
+    def finished(self) -> ModelProto:
+        """The model with the changes, or the model itself if there are none."""
+        source = self.map.graph.model
+        if not self.values and not self.new:
+            return source
+        result = ModelProto()
+        result.CopyFrom(source)
+        for tensor in result.graph.initializer:
+            if tensor.name in self.values:
+                _replace(tensor, self.values[tensor.name])
+        result.graph.initializer.extend(self.new.values())
+        if source.ir_version < 4:  # there, every initializer is listed as an input too
+            result.graph.input.extend(
+                onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in self.new.values()
+            )
+        del result.graph.node[:]
+        for index, node in enumerate(self.map.graph.nodes):
+            result.graph.node.append(node)
+            self._edit(result.graph.node[-1], index)
+            if index in self.behind:
+                result.graph.node.append(self.behind[index])
+        return result
+
+    def _edit(self, node: NodeProto, index: int) -> None:
+        if constant_of(node) is not None and node.output[0] in self.values:
+            del node.attribute[:]
+            node.attribute.append(onnx.helper.make_attribute("value", self.values[node.output[0]]))
+        if (index, 2) in self.new:
+            names = [*node.input, "", ""][:2]
+            del node.input[:]
+            node.input.extend([*names, self.new[index, 2].name])
+        if index in self.behind:
+            node.output[0] = self.behind[index].input[0]
 
 
-def _rename_single_copies(channel_map: ChannelMap, model: ModelProto) -> None:
-    """A changed constant whose original nobody reads any more takes the original's name and place."""
-    read = {name for node in model.graph.node for name in node.input} | channel_map.graph.captured
-    read |= set(channel_map.graph.outputs)
-    stored = {tensor.name: i for i, tensor in enumerate(channel_map.graph.model.graph.initializer)}
-    for tensor in list(model.graph.initializer)[len(stored) :]:
-        old = tensor.name.rpartition("_folded_")[0]
-        if old in stored and old not in read and old in channel_map.graph.consumers:
-            for node in model.graph.node:
-                for k, name in enumerate(node.input):
-                    if name == tensor.name:
-                        node.input[k] = old
-            copy = onnx.TensorProto.FromString(tensor.SerializeToString())
-            copy.name = old
-            model.graph.initializer[stored[old]].CopyFrom(copy)
-            model.graph.initializer.remove(tensor)
-            read.add(old)
+def _replace(tensor: TensorProto, value: TensorProto) -> None:
+    """New numbers; what is said of the tensor stays."""
+    doc = tensor.doc_string
+    tensor.CopyFrom(value)
+    if doc:
+        tensor.doc_string = doc
+
+
+def same_channels(a: ChannelMap, b: ChannelMap) -> bool:
+    """Whether folding (a → b) left all channels what they were, group numbers included."""
+    if not np.array_equal(a.frozen, b.frozen) or len(a.contractions) != len(b.contractions):
+        return False
+    axes = [(a.axes[name], b.axes.get(name, ())) for name in a.axes]
+    ends = zip(a.contractions, b.contractions, strict=True)
+    axes += [((one.inputs, one.outputs), (other.inputs, other.outputs)) for one, other in ends]
+    return all(len(one) == len(other) and all(map(_same_ids, one, other)) for one, other in axes)
+
+
+def _same_ids(one: Ids | None, other: Ids | None) -> bool:
+    return one is other or (one is not None and other is not None and np.array_equal(one, other))

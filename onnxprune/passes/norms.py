@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelMap, Contraction
 from onnxprune.graph import attribute
+from onnxprune.ops.recurrent import GATES
 from onnxprune.weights import weight_values
 
 __all__ = ["FloatArray", "frobenius_block", "operator_block", "operator_norms", "slices"]
@@ -38,7 +39,11 @@ def slices(channel_map: ChannelMap, c: Contraction) -> FloatArray:
     stored = weight_values(channel_map.graph, channel_map.graph.nodes[c.node].input[c.weight])
     exact = stored.dtype in (np.float32, np.float64)
     values: FloatArray = np.asarray(stored if exact else stored.astype(np.float32))
-    if values.ndim > 2 and channel_map.graph.nodes[c.node].op_type == "MatMul":
+    operator = channel_map.graph.nodes[c.node].op_type
+    if operator in GATES:  # [directions, gates·hidden, in] → [hidden, in, gates, directions]
+        gates = values.reshape(len(values), GATES[operator], -1, values.shape[2])
+        return gates.transpose(2, 3, 1, 0)
+    if operator in ("Einsum", "MatMul"):
         return np.moveaxis(values, (c.out_axis, c.in_axis), (0, 1))
     if (c.out_axis, c.in_axis) == (0, 1):
         return values
@@ -64,7 +69,7 @@ def operator_block(channel_map: ChannelMap, c: Contraction) -> FloatArray:
     w = slices(channel_map, c)
     if w.ndim == 2:
         return np.abs(w)
-    if node.op_type == "MatMul":
+    if "Conv" not in node.op_type:  # a matrix for each gate or each index of a further axis
         return np.asarray(np.abs(w).max(axis=tuple(range(2, w.ndim))))
     strides = attribute(node, "strides")
     return operator_norms(w, strides if isinstance(strides, list) else None)

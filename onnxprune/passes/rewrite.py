@@ -6,7 +6,7 @@ written back, so that everything pruning did not touch comes out as it went in (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -226,10 +226,9 @@ class _Rewriter:
                 graph.initializer.append(self._sliced_tensor(tensor.name))
                 if tensor.doc_string:
                     graph.initializer[-1].doc_string = tensor.doc_string
-        for name in self.sliced:
-            if name not in self.map.graph.constants:
-                graph.initializer.append(self._sliced_tensor(name))
-        graph.initializer.extend(self._new_constants(graph))
+        held = self.map.graph.constants
+        added = [self._sliced_tensor(name) for name in self.sliced if name not in held]
+        _add_constants(result, [*added, *self._new_constants(graph)])
         self._write_values(graph, read)
         return result
 
@@ -289,6 +288,17 @@ class _Rewriter:
             dims = value.type.tensor_type.shape.dim
             if ids is not None and not np.all(self.keep[ids]) and axis < len(dims) and dims[axis].HasField("dim_value"):
                 dims[axis].dim_value = int(np.count_nonzero(self.keep[ids]))
+
+
+def _add_constants(model: ModelProto, tensors: Sequence[TensorProto]) -> None:
+    """Before IR 4 an initializer had to be listed among the inputs, which stay as they are; so Constant nodes come first."""
+    if model.ir_version >= 4:
+        model.graph.initializer.extend(tensors)
+        return
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(onnx.helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in tensors)
+    model.graph.node.extend(nodes)
 
 
 def _alike(edges: Iterable[tuple[Edge, tuple[bytes, ...]]]) -> list[list[Edge]]:

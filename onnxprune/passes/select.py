@@ -131,9 +131,12 @@ def consistent(channel_map: ChannelMap, blocks: Blocks, keep: BoolArray, scores:
     output without any input (all its weights are zero), its best-scored input stays."""
     alive = flow(channel_map, blocks, keep).alive
     kept = keep & (alive | channel_map.frozen)
-    for outputs, inputs in reversed(channel_map.needs):
-        if np.any(kept[outputs]) and not np.any(kept[inputs]):
-            kept[inputs[np.lexsort((inputs, -scores[inputs]))[0]]] = True
+    missing = True
+    while missing:  # a channel that is given back may be coupled with one whose turn is over
+        missing = False
+        for outputs, inputs in reversed(channel_map.needs):
+            if len(inputs) and np.any(kept[outputs]) and not np.any(kept[inputs]):
+                kept[inputs[np.lexsort((inputs, -scores[inputs]))[0]]] = missing = True
     return kept
 
 

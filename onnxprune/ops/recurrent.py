@@ -1,0 +1,94 @@
+"""Recurrent layers: LSTM, GRU, RNN. Their hidden units are channels.
+
+Unit u owns row u of every gate in W [directions, gates·H, in] and R [directions, gates·H, H], column u of R, its
+entries of the bias, the peepholes and the initial states. Both directions keep the same units, since Y [sequence,
+directions, batch, H] is rectangular. With all of that zero, the unit's state is zero at every step (tanh(0) = 0 opens
+no gate), so removed units are exactly zero in the masked reference unless other activations are named.
+
+https://onnx.ai/onnx/operators/onnx__LSTM.html, …GRU.html, …RNN.html
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxprune.channels import Axes, Ids, NodeContext
+from onnxprune.editing import NodeEditor
+from onnxprune.graph import attribute
+
+__all__ = ["GATES", "recurrent", "resize_hidden"]
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+_PEEPHOLES = 3
+_ZERO_KEEPING = frozenset(("Tanh", "Relu", "Affine", "LeakyRelu", "Elu", "Softsign", "Sigmoid"))
+
+
+def recurrent(ctx: NodeContext) -> list[Axes]:
+    """X [sequence, batch, in], W, R, B, lengths, initial states, P → Y, Y_h, Y_c"""
+    stored = [k for k in (1, 2, 3, 7) if ctx.has(k)]
+    if not all(ctx.is_constant(k) for k in stored) or ctx.integer("layout", 0):
+        return ctx.freeze_all("its weights are computed, or its batch comes first")
+    gates, hidden = GATES[ctx.node.op_type], ctx.shape(2)[2]
+    x, w, r = ctx.axes(0), ctx.axes(1), ctx.axes(2)
+    if w[1] is None or w[2] is None or r[2] is None:
+        return ctx.freeze_all("its weights are computed")
+    for ids in (*x[:2], w[0], r[0]):
+        ctx.freeze(ids, "sequence, batch or direction of a recurrent layer")
+    units = r[2]
+    inputs = ctx.unify(x[2], w[2])
+    ctx.unify(w[1], np.tile(units, gates))
+    ctx.unify(r[1], np.tile(units, gates))
+    _states(ctx, units)
+    for k, repeats in ((3, 2 * gates), (7, _PEEPHOLES)):
+        if ctx.has(k):
+            ctx.freeze(ctx.axes(k)[0], "direction of a recurrent layer")
+            ctx.unify(ctx.axes(k)[1], np.tile(units, repeats))
+    for k in stored:
+        ctx.mask(k)
+    ctx.contraction(data=0, weight=1, bias=None, in_axis=2, out_axis=1,
+                    inputs=w[2] if inputs is None else inputs, outputs=units)  # fmt: skip
+    ctx.need(units, inputs)
+    _costs(ctx, inputs, units, hidden, gates)
+    return _outputs(ctx, units)
+
+
+def _states(ctx: NodeContext, units: Ids) -> None:
+    """Initial states [directions, batch, H]."""
+    for k in (5, 6):
+        if ctx.has(k):
+            axes = ctx.axes(k)
+            for ids in axes[:2]:
+                ctx.freeze(ids, "batch or direction of a recurrent layer")
+            if ctx.unify(axes[2], units) is not None and ctx.is_constant(k):
+                ctx.mask(k)
+
+
+def _costs(ctx: NodeContext, inputs: Ids | None, units: Ids, hidden: int, gates: int) -> None:
+    steps = ctx.shape(0)[0] * ctx.shape(0)[1] * ctx.shape(1)[0]
+    ctx.macs(float(steps * gates), (inputs, ctx.shape(0)[2]), (units, hidden))
+    ctx.macs(float(steps * gates), (units, hidden), (units, hidden))
+    slices = float(ctx.shape(1)[0] * gates)
+    ctx.slices(slices, (inputs, ctx.shape(0)[2]), (units, hidden))
+    ctx.slices(slices, (units, hidden), (units, hidden))
+
+
+def _outputs(ctx: NodeContext, units: Ids) -> list[Axes]:
+    """Y has four axes, the last states three; H is the last."""
+    named = attribute(ctx.node, "activations")
+    tame = not isinstance(named, list) or all(
+        (name.decode() if isinstance(name, bytes) else name) in _ZERO_KEEPING for name in named
+    )
+    zero = tame and all(ctx.zeroed(k) for k in (5, 6) if ctx.has(k))
+    found: list[Axes] = []
+    for k, name in enumerate(ctx.node.output):
+        found.append((*((None,) * (3 if k == 0 else 2)), units))
+        if name and zero:
+            ctx.builder.zero.add(name)
+    return found
+
+
+def resize_hidden(edit: NodeEditor) -> None:
+    """hidden_size follows the units that remain."""
+    units = edit.axes(2)[2]
+    if units is not None and edit.changed(units):
+        edit.node.attrs["hidden_size"] = edit.kept_count(units)
