@@ -307,7 +307,7 @@ def main(given: Sequence[str] | None = None) -> None:
             console.print("onnxsim is not installed: not timed")
         found = memory(Path(folder), options, console)
         for each in found:
-            console.print(memory_line(each), highlight=False)
+            console.print(memory_line(each), highlight=False, soft_wrap=True)
     if options.json is not None:
         facts: dict[str, Any] = {"network": options.network, "weights": weights, "bytes": size}
         facts |= {"python": platform.python_version(), "machine": platform.machine(), "rounds": options.rounds}

@@ -178,7 +178,7 @@ def main(given: Sequence[str] | None = None) -> None:
                 measured += rows(name, onnx.load(path), options)
     console.print(table(measured))
     for line in verdicts(measured):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
     if options.json is not None:
         options.json.write_text(json.dumps(report(measured, options), indent=1))
 

@@ -21,9 +21,11 @@ __all__ = ["Edits", "NodeEditor"]
 
 @dataclass
 class Edits:
-    """What the editors of a graph share: names already taken, and nodes to insert before or after others."""
+    """What the editors of a graph share: names already taken, constants that only one node reads and that get another
+    value under the same name, and nodes to insert before or after others."""
 
     names: set[str]
+    replaced: dict[str, NDArray[np.generic]] = field(default_factory=dict)
     before: dict[int, list[gs.Node]] = field(default_factory=dict)
     after: dict[int, list[gs.Node]] = field(default_factory=dict)
 
@@ -81,14 +83,23 @@ class NodeEditor:
         return any(ids is not None and len(ids) > 0 and not np.any(self.keep[ids]) for ids in self.axes(k))
 
     def replace(self, k: int, value: NDArray[np.generic]) -> None:
-        """Make input k a new constant."""
-        name = self.map.graph.nodes[self.index].input
-        stem = name[k] if k < len(name) and name[k] else f"{self.node.outputs[0].name}_input{k}"
-        constant = gs.Constant(self.edits.name(stem), np.array(value))
+        """Make input k a new constant: in place of the old one, where nobody else reads that."""
+        held = self.map.graph.nodes[self.index].input
+        old = held[k] if k < len(held) else ""
+        if self._is_own(old):
+            self.edits.replaced[old] = np.array(value)
+            return
+        constant = gs.Constant(self.edits.name(old or f"{self.node.outputs[0].name}_input{k}"), np.array(value))
         if k < len(self.node.inputs):
             self.node.inputs[k] = constant
         else:
             self.node.inputs.append(constant)
+
+    def _is_own(self, name: str) -> bool:
+        """Whether a stored constant is read once, by this node alone."""
+        graph = self.map.graph
+        elsewhere = name in graph.captured or name in graph.outputs
+        return name in graph.constants and len(graph.consumers[name]) == 1 and not elsewhere
 
     def override(self, k: int, entries: Mapping[int, int]) -> None:
         """Set entries of a 1-D integer input whose value is known; a constant takes its place."""

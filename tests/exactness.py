@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -45,7 +46,7 @@ class Outcome:
 # ---- models and choices ---------------------------------------------------------------------------------------------
 
 
-def model_of(text: str, opset: int = 17, ir: int = 8, **weights: Array | tuple[int, ...] | int) -> ModelProto:
+def model_of(text: str, opset: int = 17, ir: int = 8, **weights: Any) -> ModelProto:
     """A model from ONNX text. ``weights``: constant → its numbers, or a shape (random numbers of a sensible size)."""
     domains = f'"" : {opset}, "com.microsoft" : 1'
     model = parser.parse_model(f"<ir_version: {ir}, opset_import: [{domains}]> g {text}")
@@ -59,7 +60,7 @@ def _random_weight(name: str, shape: Iterable[int]) -> NDArray[np.float32]:
     sizes = tuple(int(n) for n in shape)
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     fan = max(float(np.prod(sizes)) / max(sizes), 1.0)
-    return (rng.standard_normal(sizes) / np.sqrt(fan)).astype(np.float32)
+    return np.asarray(rng.standard_normal(sizes) / np.sqrt(fan), np.float32)
 
 
 def random_keep(channel_map: ChannelMap, share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -78,8 +79,13 @@ def random_keep(channel_map: ChannelMap, share: float, rng: np.random.Generator)
 
 
 def _feeds(model: ModelProto, rng: np.random.Generator, sizes: Sizes) -> dict[str, Array]:
+    return {v.name: _feed(v, rng, sizes) for v in _fed(model)}
+
+
+def _fed(model: ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs a caller has to feed; before IR 4 the constants are listed among them."""
     stored = {tensor.name for tensor in model.graph.initializer}
-    return {v.name: _feed(v, rng, sizes) for v in model.graph.input if v.name not in stored}
+    return [value for value in model.graph.input if value.name not in stored]
 
 
 def _feed(value: onnx.ValueInfoProto, rng: np.random.Generator, sizes: Sizes) -> Array:
@@ -125,28 +131,29 @@ def assert_exact(model: ModelProto, share: float = 0.5, seeds: Iterable[int] = r
 
 
 def assert_same_outputs(masked: ModelProto, pruned: ModelProto, feeds: Mapping[str, Array]) -> None:
+    """Same shapes, types and, to rounding, numbers."""
     for name, a, b in zip(masked.graph.output, _run(masked, feeds), _run(pruned, feeds), strict=True):
         assert a.shape == b.shape, f"{name.name}: shape {b.shape}, expected {a.shape}"
         assert a.dtype == b.dtype, f"{name.name}: type {b.dtype}, expected {a.dtype}"
-        if a.dtype.kind != "f":
+        if a.dtype.kind == "f":
+            _assert_close(name.name, a, b)
+        else:
             assert np.array_equal(a, b), f"{name.name}: other values"
-            continue
-        a, b = a.astype(np.float64), b.astype(np.float64)
-        assert np.all(np.isfinite(a)), f"{name.name}: the masked reference is not finite"
-        tolerance = (1e-9 if masked.graph.output[0].type.tensor_type.elem_type == TensorProto.DOUBLE else 1e-4) * max(
-            1.0, float(np.abs(a).max(initial=0))
-        )
-        error = float(np.abs(a - b).max(initial=0))
-        assert error <= tolerance, f"{name.name}: differs by {error:.3g}, allowed {tolerance:.3g}"
+
+
+def _assert_close(name: str, expected: Array, found: Array) -> None:
+    a, b = np.asarray(expected, np.float64), np.asarray(found, np.float64)
+    assert np.all(np.isfinite(a)), f"{name}: the masked reference is not finite"
+    relative = 1e-9 if expected.dtype == np.float64 else 1e-4
+    allowed = relative * max(1.0, float(np.abs(a).max(initial=0)))
+    error = float(np.abs(a - b).max(initial=0))
+    assert error <= allowed, f"{name}: differs by {error:.3g}, allowed {allowed:.3g}"
 
 
 def _assert_valid(model: ModelProto, pruned: ModelProto) -> None:
     """The checker passes, and names, order, types and shapes of inputs and outputs are as they were."""
     onnx.checker.check_model(pruned, full_check=True)
-    stored = {tensor.name for tensor in model.graph.initializer}
-    assert [v for v in model.graph.input if v.name not in stored] == [
-        v for v in pruned.graph.input if v.name not in stored
-    ]
+    assert _fed(model) == _fed(pruned)
     assert list(model.graph.output) == list(pruned.graph.output)
 
 

@@ -14,13 +14,13 @@ import numpy as np
 import onnx
 import pytest
 from exactness import assert_exact
-from generate_ops import random_model
 from numpy.typing import NDArray
+from random_models import random_model
 
 from onnxprune import channels, editing
 from onnxprune.channels import Axes, ChannelMap, Ids, NodeContext
 from onnxprune.editing import NodeEditor
-from onnxprune.ops import contraction, elementwise, movement, reduction, shuffle
+from onnxprune.ops import movement, shuffle
 from onnxprune.ops.table import RULES, Rule
 from onnxprune.passes import masked, rewrite
 
@@ -74,7 +74,9 @@ def wrong_axis(patch: pytest.MonkeyPatch) -> None:
 def unsliced_bias(patch: pytest.MonkeyPatch) -> None:
     """Constants of one axis are left as they are."""
     right = rewrite.take_kept
-    patch.setattr(rewrite, "take_kept", lambda values, axes, keep: values if values.ndim == 1 else right(values, axes, keep))
+    patch.setattr(
+        rewrite, "take_kept", lambda values, axes, keep: values if values.ndim == 1 else right(values, axes, keep)
+    )
 
 
 def slice_one_off(patch: pytest.MonkeyPatch) -> None:

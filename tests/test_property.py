@@ -12,9 +12,9 @@ from typing import TypeVar
 
 import onnx
 from exactness import assert_exact
-from generate_ops import random_model
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
+from random_models import random_model
 
 T = TypeVar("T")
 EXAMPLES = int(os.environ.get("ONNXPRUNE_EXAMPLES", "0"))

@@ -66,7 +66,10 @@ def _freeze_axes(ctx: NodeContext, k: int, reason: str) -> None:
 
 
 def zero(ctx: NodeContext) -> list[Axes]:
-    """f(x) with f(0) = 0: ReLU, Tanh, GELU, Cast. Further inputs are parameters."""
+    """f(x) with f(0) = 0: ReLU, Tanh, GELU, Cast. Further inputs are parameters, or (CastLike) only have a type."""
+    for name in ctx.node.input[1:]:
+        for ids in ctx.builder.axes.get(name, ()):
+            ctx.need(None, ids)
     return _result(ctx, ctx.axes(0), ctx.zeroed(0))
 
 
@@ -108,8 +111,8 @@ def _bound(ctx: NodeContext, name: str, k: int) -> float | None:
             return float(held.f)
     if not ctx.has(k):
         return None
-    constant = ctx.builder.graph.constants.get(ctx.node.input[k])
-    return float(ctx.builder.graph.values(constant.name).ravel()[0]) if constant is not None else float("nan")
+    graph, bound = ctx.builder.graph, ctx.node.input[k]
+    return float(graph.values(bound).ravel()[0]) if bound in graph.constants else float("nan")
 
 
 def add(ctx: NodeContext) -> list[Axes]:

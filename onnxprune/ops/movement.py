@@ -415,7 +415,8 @@ def resize_gather(edit: NodeEditor) -> None:
     kept = edit.kept(ids)
     wanted = np.array(chosen) % len(ids)
     left = (np.cumsum(kept) - 1)[wanted[kept[wanted]]]
-    edit.replace(1, left.astype(np.int64).reshape(-1 if len(edit.context.shape(1)) else ()))
+    shape = edit.context.shape(1)
+    edit.replace(1, left.astype(np.int64).reshape(-1 if len(shape) == 1 else shape))
 
 
 def pad(ctx: NodeContext) -> list[Axes]:
@@ -442,8 +443,8 @@ def pad(ctx: NodeContext) -> list[Axes]:
 def _pads_with_zero(ctx: NodeContext) -> bool:
     """The value is an attribute before opset 11, then an input."""
     if ctx.has(2):
-        held = ctx.builder.graph.constants.get(ctx.node.input[2])
-        return held is not None and not np.any(ctx.builder.graph.values(held.name))
+        graph, value = ctx.builder.graph, ctx.node.input[2]
+        return value in graph.constants and not np.any(graph.values(value))
     return not attribute(ctx.node, "value")
 
 

@@ -20,7 +20,8 @@ __all__ = ["GATES", "recurrent", "resize_hidden"]
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _PEEPHOLES = 3
-_ZERO_KEEPING = frozenset(("Tanh", "Relu", "Affine", "LeakyRelu", "Elu", "Softsign", "Sigmoid"))
+_ZERO_KEEPING = frozenset(("Tanh", "Relu", "LeakyRelu", "Elu", "Softsign", "ThresholdedRelu"))
+_ONTO_STATE = {"LSTM": (1, 2), "GRU": (1,), "RNN": (0,)}  # activations of one direction that make the state; others gate it
 
 
 def recurrent(ctx: NodeContext) -> list[Axes]:
@@ -74,10 +75,7 @@ def _costs(ctx: NodeContext, inputs: Ids | None, units: Ids, hidden: int, gates:
 
 def _outputs(ctx: NodeContext, units: Ids) -> list[Axes]:
     """Y has four axes, the last states three; H is the last."""
-    named = attribute(ctx.node, "activations")
-    tame = not isinstance(named, list) or all(
-        (name.decode() if isinstance(name, bytes) else name) in _ZERO_KEEPING for name in named
-    )
+    tame = all(name in _ZERO_KEEPING for name in _state_activations(ctx))
     zero = tame and all(ctx.zeroed(k) for k in (5, 6) if ctx.has(k))
     found: list[Axes] = []
     for k, name in enumerate(ctx.node.output):
@@ -85,6 +83,16 @@ def _outputs(ctx: NodeContext, units: Ids) -> list[Axes]:
         if name and zero:
             ctx.builder.zero.add(name)
     return found
+
+
+def _state_activations(ctx: NodeContext) -> list[str]:
+    """The named activations that make the state, of all directions."""
+    named = attribute(ctx.node, "activations")
+    if not isinstance(named, list):
+        return []
+    places = _ONTO_STATE[ctx.node.op_type]
+    apart = len(named) // ctx.shape(1)[0]
+    return [name.decode() if isinstance(name, bytes) else str(name) for i, name in enumerate(named) if i % apart in places]
 
 
 def resize_hidden(edit: NodeEditor) -> None:

@@ -55,7 +55,7 @@ def resample(ctx: NodeContext) -> list[Axes]:
     axes = list(ctx.axes(0))
     cropped = attribute(ctx.node, "coordinate_transformation_mode") == "tf_crop_and_resize"
     for a, (size, wide) in enumerate(zip(ctx.shape(0), ctx.out_shape(), strict=True)):
-        if size != wide or (cropped and a == 1):
+        if size != wide or cropped:
             ctx.freeze(axes[a], "resampled along the channels")
             axes[a] = None
     return _pass(ctx, tuple(axes), ctx.zeroed(0) and not cropped)

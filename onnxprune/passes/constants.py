@@ -203,8 +203,8 @@ def _elementwise(channel_map: ChannelMap, found: dict[str, Carried], node: NodeP
     if not any(held.values()):
         return None
     axis, rank = _place(channel_map, node.output[0])
-    along = {name: along(h, ids) for name, h in held.items()}
-    kinds = [kind for kind, _ in along.values()]
+    operands = {name: along(h, ids) for name, h in held.items()}
+    kinds = [kind for kind, _ in operands.values()]
     kind = np.maximum.reduce(kinds)
     if node.op_type in _STEPS:
         kind = np.where(kind == CONSTANT, LIVE, kind).astype(np.int8)
@@ -214,7 +214,7 @@ def _elementwise(channel_map: ChannelMap, found: dict[str, Carried], node: NodeP
         return Carried.of(ids, kind, np.zeros(len(ids)))
     if not _stored_per_channel(channel_map, node, axis, rank):
         return Carried.of(ids, np.where(kind <= CONSTANT, MAP, kind).astype(np.int8), np.zeros(len(ids)))
-    value = _run(channel_map, node, {name: value for name, (_, value) in along.items()}, axis, rank)
+    value = _run(channel_map, node, {name: value for name, (_, value) in operands.items()}, axis, rank)
     if value is None or value.size != len(ids):
         return None
     if node.op_type == "Mul":

@@ -73,6 +73,7 @@ class _Rewriter:
         for index in range(len(self.view)):
             if index not in self.dropped:
                 self._edit(index)
+        self.sliced |= {name: partial(np.asarray, value) for name, value in self.edits.replaced.items()}
         self._drop_unused()
         self._check()
         return self._written()
@@ -228,8 +229,8 @@ class _Rewriter:
                     graph.initializer[-1].doc_string = tensor.doc_string
         held = self.map.graph.constants
         added = [self._sliced_tensor(name) for name in self.sliced if name not in held]
-        _add_constants(result, [*added, *self._new_constants(graph)])
         self._write_values(graph, read)
+        _add_constants(result, [*added, *self._new_constants(graph)])
         return result
 
     def _sliced_tensor(self, name: str) -> TensorProto:
@@ -291,14 +292,12 @@ class _Rewriter:
 
 
 def _add_constants(model: ModelProto, tensors: Sequence[TensorProto]) -> None:
-    """Before IR 4 an initializer had to be listed among the inputs, which stay as they are; so Constant nodes come first."""
-    if model.ir_version >= 4:
-        model.graph.initializer.extend(tensors)
-        return
-    nodes = list(model.graph.node)
-    del model.graph.node[:]
-    model.graph.node.extend(onnx.helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in tensors)
-    model.graph.node.extend(nodes)
+    """Before IR 4 an initializer has to be listed among the inputs too; nobody has to feed it."""
+    model.graph.initializer.extend(tensors)
+    if model.ir_version < 4:
+        model.graph.input.extend(
+            onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in tensors
+        )
 
 
 def _alike(edges: Iterable[tuple[Edge, tuple[bytes, ...]]]) -> list[list[Edge]]:
