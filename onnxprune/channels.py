@@ -30,17 +30,17 @@ from onnxprune.graph import Edge, Graph, attribute, node_name
 from onnxprune.measure import is_weight
 from onnxprune.shapes import Shape, Shapes
 
-__all__ = ["Axes", "ChannelMap", "Contraction", "Frozen", "Ids", "Term", "MapBuilder", "NodeContext", "Opaque",
-           "Shuffle", "solve"]  # fmt: skip
+__all__ = ["Axes", "ChannelMap", "Contraction", "Frozen", "Ids", "MapBuilder", "NodeContext", "Opaque", "Shuffle",
+           "Term", "solve"]  # fmt: skip
 
 Ids = NDArray[np.int32]
 Axes = tuple[Ids | None, ...]
 
 
 _ZERO_KEEPING = frozenset(
-    "Cast Concat DequantizeLinear Expand Flatten Gather Identity Neg Reshape Slice Split Squeeze Tile Transpose "
-    "Unsqueeze".split()
-)
+    ("Cast", "Concat", "DequantizeLinear", "Expand", "Flatten", "Gather", "Identity", "Neg", "Reshape", "Slice",
+     "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze")
+)  # fmt: skip
 """Operators through which a zero of a stored constant arrives as a zero."""
 
 
@@ -79,7 +79,7 @@ class Contraction:
 
 @dataclass(frozen=True)
 class Term:
-    """Part of a cost (multiply-accumulates, kernel slices): ``coefficient`` × the kept channels along each of ``axes``."""
+    """Part of a cost (multiply-accumulates, kernel slices): ``coefficient`` × the kept channels along each axis."""
 
     node: int
     coefficient: float
@@ -403,7 +403,7 @@ def solve(builder: MapBuilder) -> ChannelMap:
             Contraction(c.node, c.data, c.weight, c.bias, c.in_axis, c.out_axis,
                         group[c.inputs], group[c.outputs], c.groups)
             for c in builder.contractions
-        ),  # fmt: skip
+        ),
         macs=_grouped_terms(builder.macs, group),
         slices=_grouped_terms(builder.slices, group),
         masked=frozenset(builder.masked),

@@ -42,7 +42,8 @@ class Edits:
 class NodeEditor:
     """One node, the axes of its inputs and outputs, and the groups that are kept (bool [groups])."""
 
-    def __init__(self, channel_map: ChannelMap, keep: NDArray[np.bool_], edits: Edits, index: int, node: gs.Node) -> None:
+    def __init__(self, channel_map: ChannelMap, keep: NDArray[np.bool_], edits: Edits, index: int,
+                 node: gs.Node) -> None:  # fmt: skip
         self.map = channel_map
         self.keep = keep
         self.edits = edits

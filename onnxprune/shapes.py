@@ -203,7 +203,7 @@ def _infer_node(graph: Graph, node: NodeProto, result: Shapes) -> None:
 
 
 def _cropped(node: NodeProto, shape: Shape) -> Shape:
-    """Crop, an experimental operator of opset 1 that older converters still write: border = left, top, right, bottom."""
+    """Crop, experimental in opset 1, that older converters still write: border = left, top, right, bottom."""
     border, scale = attribute(node, "border"), attribute(node, "scale")
     left, top, right, bottom = border if isinstance(border, list) else [0] * 4
     if isinstance(scale, list):

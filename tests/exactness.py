@@ -92,10 +92,10 @@ def _feed(value: onnx.ValueInfoProto, rng: np.random.Generator, sizes: Sizes) ->
     kind = value.type.tensor_type
     shape = sizes.get(value.name, [d.dim_value if d.dim_value > 0 else _OPEN for d in kind.shape.dim])
     if kind.elem_type == TensorProto.BOOL:
-        return rng.random(shape) < 0.5
+        return np.asarray(rng.random(shape) < 0.5)
     if kind.elem_type in (TensorProto.INT64, TensorProto.INT32):
-        return rng.integers(0, 3, shape).astype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
-    return rng.standard_normal(shape).astype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        return np.asarray(rng.integers(0, 3, shape)).astype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    return np.asarray(rng.standard_normal(shape)).astype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
 
 
 def _run(model: ModelProto, feeds: Mapping[str, Array]) -> list[Array]:

@@ -255,15 +255,15 @@ def _one(made: Value | list[Value] | None) -> Value:
 
 
 def _finished(b: Builder, feed: Value, outputs: Sequence[Value]) -> ModelProto:
+    """The model; at opset 9 now and then as old as IR 3, which lists the constants among the inputs."""
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(b.dtype))
+    stored = [numpy_helper.from_array(values, name) for name, values in b.tensors.items()]
+    old = b.opset == 9 and b.chance(2)
+    listed = [helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in stored] if old else []
     graph = helper.make_graph(
-        b.nodes,
-        "random",
-        [_declared(b, feed, kind)],
-        [_declared(b, v, kind) for v in outputs],
-        [numpy_helper.from_array(values, name) for name, values in b.tensors.items()],
+        b.nodes, "random", [_declared(b, feed, kind), *listed], [_declared(b, v, kind) for v in outputs], stored
     )
-    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", b.opset)])
+    return helper.make_model(graph, ir_version=3 if old else 8, opset_imports=[helper.make_opsetid("", b.opset)])
 
 
 def _declared(b: Builder, v: Value, kind: int) -> ValueInfoProto:

@@ -78,29 +78,21 @@ def random_model(choices: Choices | int) -> ModelProto:
 
 
 _ANY: tuple[Step, ...] = (
-    activation, activation, clip, with_constant, with_constant, with_other, with_other, broadcast_branches, unit_norm,
-    ratio, power, softmax, concat, concat, split, slice_, slice_, gather, pad, tile, pass_through, shuffle,
-    with_shared_vector, squeeze_all, channel_sum, channel_sum, similarity,
+    activation, activation, clip, with_constant, with_constant, with_other, with_other, broadcast_branches,
+    unit_norm, ratio, power, softmax, concat, concat, split, slice_, slice_, gather, pad, tile, pass_through,
+    shuffle, with_shared_vector, squeeze_all, channel_sum, channel_sum, similarity,
 )  # fmt: skip
 _IMAGE: tuple[Step, ...] = (
     conv, conv, conv, conv, conv, conv_transpose, conv_transpose, residual, batch_norm, batch_norm, instance_norm,
-    group_norm, local_response, prelu, pool, pool, resize, depth_to_space, depth_to_space, space_to_depth, squeeze_excite, squeeze_excite,
-    spatial_gate, channels_last, flatten, pooled_head, to_tokens, to_vector,
+    group_norm, local_response, prelu, pool, pool, resize, depth_to_space, depth_to_space, space_to_depth,
+    squeeze_excite, squeeze_excite, spatial_gate, channels_last, flatten, pooled_head, to_tokens, to_vector,
 )  # fmt: skip
 _SEQUENCE: tuple[Step, ...] = (
-    conv,
-    conv_transpose,
-    batch_norm,
-    group_norm,
-    prelu,
-    pool,
-    squeeze_excite,
-    residual,
-    pooled_head,
-)
+    conv, conv_transpose, batch_norm, group_norm, prelu, pool, squeeze_excite, residual, pooled_head,
+)  # fmt: skip
 _TOKENS: tuple[Step, ...] = (
-    linear, linear, mix_tokens, gated, layer_norm, attention, attention, merged_heads, recurrent, einsum, swap_axes, to_image, to_vector,
-    flatten,
+    linear, linear, mix_tokens, gated, layer_norm, attention, attention, merged_heads, recurrent, einsum, swap_axes,
+    to_image, to_vector, flatten,
 )  # fmt: skip
 _VECTOR: tuple[Step, ...] = (gemm, gemm, gemm, linear, gated, unflatten, unflatten, batch_norm)
 

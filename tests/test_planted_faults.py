@@ -250,8 +250,8 @@ def needs_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 FAULTS: dict[str, Plant] = {
     **{f"{op} not resized": unresized(op) for op in (
-        "Concat", "Conv", "ConvTranspose", "Expand", "Gather", "GroupNormalization", "Pad", "Reshape", "Resize", "Slice",
-        "Split", "Squeeze")},
+        "Concat", "Conv", "ConvTranspose", "Expand", "Gather", "GroupNormalization", "Pad", "Reshape", "Resize",
+        "Slice", "Split", "Squeeze")},
     "another part of a constant": first_instead_of_kept,
     "wrong axis": wrong_axis,
     "bias not sliced": unsliced_bias,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from exactness import assert_exact, model_of
@@ -26,7 +28,7 @@ def _layer(operator: str, directions: int, *, bias: bool = True, peepholes: bool
        shape = Constant<value = int64[3] {{0, 0, -1}}>()
        f = Reshape(t, shape)
        y = MatMul(f, w1) }}"""
-    weights: dict[str, tuple[int, ...]] = {
+    weights: dict[str, Any] = {
         "w0": (5, 6), "w": (directions, gates * hidden, 6), "r": (directions, gates * hidden, hidden),
         "w1": (directions * hidden, 3),
     }  # fmt: skip
@@ -99,7 +101,7 @@ def test_einsum_attention_prunes_head_width() -> None:
       p = Softmax<axis = -1>(logits)
       o = Einsum<equation = "bhqk,bkhd->bqhd">(p, v)
       y = Einsum<equation = "bqhd,hdc->bqc">(o, wo) }"""
-    weights = {name: np.random.default_rng(i).standard_normal((6, 3, 4)).astype(np.float32) / 2
+    weights: dict[str, Any] = {name: np.random.default_rng(i).standard_normal((6, 3, 4)).astype(np.float32) / 2
                for i, name in enumerate(("wq", "wk", "wv"))}  # fmt: skip
     model = model_of(text, wo=(3, 4, 6), **weights)
     found = assert_exact(model)

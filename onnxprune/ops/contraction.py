@@ -110,7 +110,8 @@ def _grouped(ctx: NodeContext, x: Ids | None, w: Axes, count: int
 
 
 def _finish(ctx: NodeContext, x: Axes, inputs: Ids | None, outputs: Ids | None,
-            macs: tuple[float, list[tuple[Ids | None, int]]], axes: tuple[int, int], count: int) -> list[Axes]:  # fmt: skip
+            macs: tuple[float, list[tuple[Ids | None, int]]], axes: tuple[int, int], count: int
+            ) -> list[Axes]:  # fmt: skip
     """What all convolutions share: bias, masks, edges, cost, axes of the output."""
     ctx.mask(1)
     bias = 2 if ctx.has(2) else None
@@ -165,8 +166,9 @@ def matmul(ctx: NodeContext) -> list[Axes]:
 
 def _zero_in_batch(batch: Axes, zero: list[bool], a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     """Whether some operand is zero at removed channels of each leading axis, and has that axis."""
+    operands = list(zip(zero, (a, b), strict=True))
     return all(
-        ids is None or any(z and -axis <= len(shape) and shape[axis] != 1 for z, shape in zip(zero, (a, b), strict=True))
+        ids is None or any(z and -axis <= len(shape) and shape[axis] != 1 for z, shape in operands)
         for axis, ids in zip(range(-len(batch) - 2, -2), batch, strict=True)
     )
 

@@ -19,9 +19,9 @@ from onnxprune.editing import NodeEditor
 from onnxprune.graph import attribute
 
 __all__ = ["concat", "constant_of_shape", "depth_to_space", "expand", "flatten", "gather", "pad", "reshape",
-           "resize_concat", "resize_constant_of_shape", "resize_expand", "resize_gather", "resize_pad", "resize_reshape",
-           "resize_slice", "resize_split", "resize_squeeze", "slice_", "space_to_depth", "split", "squeeze", "tile",
-           "transpose", "unsqueeze"]  # fmt: skip
+           "resize_concat", "resize_constant_of_shape", "resize_expand", "resize_gather", "resize_pad",
+           "resize_reshape", "resize_slice", "resize_split", "resize_squeeze", "slice_", "space_to_depth", "split",
+           "squeeze", "tile", "transpose", "unsqueeze"]  # fmt: skip
 
 
 def _carry(ctx: NodeContext, axes: Axes, k: int = 0) -> list[Axes]:
@@ -283,9 +283,10 @@ def resize_split(edit: NodeEditor) -> None:
     if ids is None or not edit.changed(ids):
         return
     parts = [edit.out_axes(k)[axis] for k in range(len(edit.node.outputs))]
-    sizes = [0 if part is None else edit.kept_count(part) for part in parts]
-    edit.node.outputs = [t for t, size in zip(list(edit.node.outputs), sizes, strict=True) if size]
-    sizes = [size for size in sizes if size]
+    left = [0 if part is None else edit.kept_count(part) for part in parts]
+    stays = [size > 0 or part is None or not len(part) for part, size in zip(parts, left, strict=True)]
+    edit.node.outputs = [tensor for tensor, kept in zip(list(edit.node.outputs), stays, strict=True) if kept]
+    sizes = [size for size, kept in zip(left, stays, strict=True) if kept]
     edit.node.attrs.pop("num_outputs", None)
     if edit.opset < 13:
         edit.node.attrs["split"] = sizes
@@ -364,7 +365,8 @@ def resize_slice(edit: NodeEditor) -> None:
         entry = cut.axes.index(a)
         left = _left(edit, ids, cut.span(a, len(ids)))
         if cut.steps[entry] == 1:
-            starts[entry], ends[entry] = int(left[0]), int(left[-1]) + 1
+            starts[entry] = int(left[0]) if len(left) else 0
+            ends[entry] = starts[entry] + len(left)
         else:
             edit.gather_after(a, left)
             starts[entry], ends[entry], steps[entry] = 0, int(np.iinfo(np.int32).max), 1

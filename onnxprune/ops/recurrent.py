@@ -21,7 +21,8 @@ __all__ = ["GATES", "recurrent", "resize_hidden"]
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _PEEPHOLES = 3
 _ZERO_KEEPING = frozenset(("Tanh", "Relu", "LeakyRelu", "Elu", "Softsign", "ThresholdedRelu"))
-_ONTO_STATE = {"LSTM": (1, 2), "GRU": (1,), "RNN": (0,)}  # activations of one direction that make the state; others gate it
+_ONTO_STATE = {"LSTM": (1, 2), "GRU": (1,), "RNN": (0,)}
+"""Which activations of a direction make the state; the others gate it."""
 
 
 def recurrent(ctx: NodeContext) -> list[Axes]:
@@ -92,7 +93,8 @@ def _state_activations(ctx: NodeContext) -> list[str]:
         return []
     places = _ONTO_STATE[ctx.node.op_type]
     apart = len(named) // ctx.shape(1)[0]
-    return [name.decode() if isinstance(name, bytes) else str(name) for i, name in enumerate(named) if i % apart in places]
+    made = [name for i, name in enumerate(named) if i % apart in places]
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in made]
 
 
 def resize_hidden(edit: NodeEditor) -> None:

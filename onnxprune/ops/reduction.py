@@ -15,7 +15,7 @@ from onnxprune.graph import attribute
 from onnxprune.ops.sign import Sign, sign
 
 __all__ = ["group_normalization", "instance_normalization", "layer_normalization", "log_reduce", "max_pool", "pool",
-           "reduce", "resample", "resize_group_normalization", "resize_resample", "softmax", "spatial", "sum_reduce",
+           "reduce", "resample", "resize_group_normalization", "resize_resample", "softmax", "sum_reduce",
            "take_axis"]  # fmt: skip
 
 
@@ -40,11 +40,6 @@ def max_pool(ctx: NodeContext) -> list[Axes]:
         for ids in ctx.axes(0)[:2]:
             ctx.freeze(ids, "its indices count through all channels")
     return pool(ctx)
-
-
-def spatial(ctx: NodeContext) -> list[Axes]:
-    """An operator that keeps axes 0 and 1 and resamples the rest by further, unlabelled inputs (GridSample, RoiAlign)."""
-    return _pass(ctx, pool(ctx)[0], ctx.zeroed(0))
 
 
 def resample(ctx: NodeContext) -> list[Axes]:

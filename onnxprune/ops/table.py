@@ -112,7 +112,7 @@ RULES: dict[str, Rule] = {
     **_rows("LRN", r.take_axis(1, keeps_axis=True)),
     # normalisations
     **_rows("LayerNormalization RMSNormalization SimplifiedLayerNormalization com.microsoft.SkipLayerNormalization "
-            "com.microsoft.SkipSimplifiedLayerNormalization", r.layer_normalization),  # fmt: skip
+            "com.microsoft.SkipSimplifiedLayerNormalization", r.layer_normalization),
     **_rows("InstanceNormalization", r.instance_normalization),
     **_rows("GroupNormalization", r.group_normalization, r.resize_group_normalization),
     # quantisation
@@ -260,7 +260,8 @@ def _freeze_edges(builder: MapBuilder, pinned: frozenset[str]) -> None:
     for name in graph.outputs:
         _freeze_axes(builder, builder.axes.get(name, ()), graph.producer.get(name, -1), "a model output")
     for name in graph.captured:
-        _freeze_axes(builder, builder.axes.get(name, ()), graph.producer.get(name, -1), "read by a body of If, Loop or Scan")
+        maker = graph.producer.get(name, -1)
+        _freeze_axes(builder, builder.axes.get(name, ()), maker, "read by a body of If, Loop or Scan")
     shared = set(graph.outputs) | graph.captured | pinned
     for (index, k), axes in builder.uses.items():
         if graph.nodes[index].input[k] in shared:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from onnxprune.channels import ChannelMap, Contraction, Ids
 from onnxprune.graph import attribute, subgraphs
 from onnxprune.ops import RULES, elementwise, movement, quantization, reduction
+from onnxprune.ops.recurrent import GATES
 from onnxprune.passes.norms import FloatArray
 from onnxprune.weights import weight_values
 
@@ -205,6 +206,9 @@ class _Engine:
                 continue
             for name in made:
                 behind[name] = self._dead(self.tensors[name].groups, behind[name])
+            if mixing and self.graph.nodes[index].op_type in GATES:  # every unit feeds all others at the next step
+                top = max(float(behind[name].max(initial=_NOTHING)) for name in made)
+                behind.update({name: np.full(len(behind[name]), top) for name in made})
             outputs = [_Tensor(self.tensors[n].groups, behind[n]) for n in made]
             if index in self.gains:
                 outputs[0].best = outputs[0].best + self._lookup([self.gains[index]], outputs[0].groups, 0.0)
@@ -285,6 +289,8 @@ def _gains(channel_map: ChannelMap) -> dict[int, _Tensor]:
             epsilon = attribute(node, "epsilon")
             with np.errstate(divide="ignore"):
                 gain = np.log(np.abs(gamma) / np.sqrt(variance + (epsilon if isinstance(epsilon, float) else 1e-5)))
-            groups, first = np.unique(ids, return_index=True)
-            found[index] = _Tensor(groups, gain[first])
+            groups, place = np.unique(ids, return_inverse=True)
+            best = np.full(len(groups), _NOTHING)
+            np.maximum.at(best, place, gain)
+            found[index] = _Tensor(groups, best)
     return found

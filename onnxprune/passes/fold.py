@@ -43,12 +43,13 @@ _CLOSE = 1e-3  # a constant may stand for one that is at most 1000 times as larg
 class Dead:
     """``keep``: bool [groups], False where dead. ``carried``: what channels carry. ``into``: node of a padded
     convolution → the input channel that takes over its constants. ``read``: node of a contraction → which of its
-    outputs matter, bool [out]."""
+    outputs matter, bool [out]. ``merge``: see ``dead_groups``."""
 
     keep: BoolArray
     carried: dict[str, Carried]
     into: dict[int, int] = field(default_factory=dict)
     read: dict[int, BoolArray] = field(default_factory=dict)
+    merge: bool = True
 
     def taken(self, channel_map: ChannelMap, c: Contraction) -> FloatArray:
         """The constants a contraction takes over, float64 [in]; 0 for channels that stay."""
@@ -79,7 +80,8 @@ def dead_groups(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], *, me
     """The groups that can leave without changing any output.
 
     ``nonzero``: see ``nonzero_slices``. ``merge=False`` takes constants over into biases only, so that nodes and
-    weights stay as they are. ``absorb=False`` takes over none: only what is zero or not read is dead.
+    weights stay as they are; under zero padding that is right inside and wrong at the border, which is good enough
+    where channels are pruned anyway. ``absorb=False`` takes over none: only what is zero or not read is dead.
     """
     carried = carried_constants(channel_map, nonzero)
     demand = flow_by_tensor(channel_map, signal_blocks(nonzero))
@@ -97,9 +99,9 @@ def dead_groups(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], *, me
         elif len(held):
             needed[held[~_absorbed(channel_map, name, carried[name], held, merge)]] = True
     _still_needed(channel_map, needed)
-    into = _take_over(channel_map, nonzero, carried, needed)
+    into = _take_over(channel_map, nonzero, carried, needed) if merge else {}
     _still_needed(channel_map, needed)
-    return Dead(needed, carried, into, _read(channel_map, demand))
+    return Dead(needed, carried, into, _read(channel_map, demand), merge)
 
 
 def _kinds(channel_map: ChannelMap, held: Carried | None, groups: Ids) -> NDArray[np.int8]:
@@ -158,7 +160,9 @@ def _takes_over(channel_map: ChannelMap, c: Contraction, merge: bool) -> bool:
         return False
     if node.op_type == "MatMul":  # by an Add behind it
         return merge and c.weight == 1 and len(channel_map.graph.constants[node.input[1]].dims) == 2
-    return merge if node.op_type == "Conv" and is_padded(node) else _has_bias_place(channel_map, c)
+    if merge and node.op_type == "Conv" and is_padded(node):
+        return True
+    return _has_bias_place(channel_map, c)
 
 
 def _is_own(channel_map: ChannelMap, name: str) -> bool:
@@ -232,7 +236,7 @@ def fold(channel_map: ChannelMap, dead: Dead) -> ModelProto:
 def _fold_into(channel_map: ChannelMap, dead: Dead, c: Contraction, value: FloatArray, editor: _Weights) -> None:
     """``value``: the constant of each input channel that leaves, float64 [in], else 0."""
     node = channel_map.graph.nodes[c.node]
-    if not _takes_over(channel_map, c, True):
+    if not _takes_over(channel_map, c, dead.merge):
         return  # nobody needs it
     weight = np.array(weight_values(channel_map.graph, node.input[c.weight]))
     columns = np.moveaxis(weight, c.in_axis, -1)  # a view: […, in]
@@ -240,7 +244,7 @@ def _fold_into(channel_map: ChannelMap, dead: Dead, c: Contraction, value: Float
     if c.node in dead.into:
         held, keeper = dead.carried[node.input[c.data]], dead.into[c.node]
         columns[..., keeper] += (added / held.value[keeper]).astype(weight.dtype)
-    elif node.op_type == "Conv" and is_padded(node):
+    elif dead.merge and node.op_type == "Conv" and is_padded(node):
         return  # nobody needs it
     else:
         place = c.out_axis - (c.out_axis > c.in_axis)

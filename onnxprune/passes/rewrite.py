@@ -20,7 +20,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnxprune.channels import Axes, ChannelMap
 from onnxprune.editing import Edits, NodeEditor
 from onnxprune.errors import ModelError
-from onnxprune.graph import Edge, attribute, constant_of, node_name, subgraphs
+from onnxprune.graph import Edge, attribute, constant_of, subgraphs
 from onnxprune.ops import table
 
 __all__ = ["rewrite"]
@@ -156,8 +156,8 @@ class _Rewriter:
         if node.op_type == "Shape":
             self._restore_shape(index, node)
             return
-        names = (*node.input, *node.output)
-        cut = [self.map.axes.get(name, ()) for name in names] + [self.map.uses.get((index, k), ()) for k in range(len(node.input))]
+        cut = [self.map.axes.get(name, ()) for name in (*node.input, *node.output)]
+        cut += [self.map.uses.get((index, k), ()) for k in range(len(node.input))]
         if not any(ids is not None and not np.all(self.keep[ids]) for axes in cut for ids in axes):
             return
         if index in self.map.shuffles:

@@ -3,8 +3,8 @@
 Groups fall into *families*: groups that appear along exactly the same axes of the same constants, such as all channels
 between two convolutions. A family's groups are interchangeable in cost, so a selection is the number kept of each
 family, and the best-scored ones are kept. One global threshold on the score decides these numbers, moved to the nearest
-width that the target runs well; a bisection finds the lowest threshold whose cost fits the budget; then single steps
-are added while they still fit.
+width that the target runs well (or all up, or all down, where that fills the budget better); a bisection finds the
+lowest threshold whose cost fits the budget; then single steps are added while they still fit.
 
 What stays is topologically consistent: every contraction of a kept output keeps an input, and groups that are on no
 path from an input to an output any more are dropped.
@@ -26,6 +26,8 @@ from onnxprune.passes.norms import FloatArray
 
 __all__ = ["Selection", "consistent", "reachable", "round_up", "select"]
 
+_FULL = 0.98  # share of the budget from which on it counts as filled
+_ROUNDINGS = (0.5, 0.0, 1.0)  # to the nearest good width, else up, else down
 _ROUNDS = 4  # times the budget that dead groups free is given out again
 
 BoolArray = NDArray[np.bool_]
@@ -103,12 +105,12 @@ class _Search:
         found = [read.get(int(f), set()) for f in family[self.groups[self.starts]]] if len(self.starts) else []
         return [next(iter(readers)) if len(readers) == 1 else "any" for readers in found]
 
-    def counts(self, threshold: float) -> IntArray:
-        """Kept per family: those that score at least the threshold, moved to the nearest good width."""
+    def counts(self, threshold: float, rounding: float) -> IntArray:
+        """Kept per family: those that score at least the threshold, moved to a good width (see ``_rounded``)."""
         if not len(self.starts):
             return np.zeros(0, np.int64)
         raw = np.add.reduceat((self.scores >= threshold).astype(np.int64), self.starts)
-        return np.maximum([_nearest(w, int(k)) for w, k in zip(self.widths, raw, strict=True)], self.at_least)
+        return np.maximum([_rounded(w, int(k), rounding) for w, k in zip(self.widths, raw, strict=True)], self.at_least)
 
     def keep(self, counts: IntArray) -> BoolArray:
         kept = np.ones(self.map.groups, np.bool_)
@@ -116,14 +118,13 @@ class _Search:
         return kept & ~self.banned
 
 
-def _nearest(widths: IntArray, count: int) -> int:
-    """The width nearest to a count; the lower of two equally near."""
+def _rounded(widths: IntArray, count: int, rounding: float) -> int:
+    """A good width beside a count: the upper one beyond ``rounding`` (0..1) of the way from the lower to the upper."""
     above = int(np.searchsorted(widths, count))
-    if above == 0 or (above < len(widths) and widths[above] == count):
-        return int(widths[above])
-    low = int(widths[above - 1])
-    high = int(widths[above]) if above < len(widths) else low
-    return low if count - low <= high - count else high
+    if above == 0 or above == len(widths) or widths[above] == count:
+        return int(widths[min(above, len(widths) - 1)])
+    low, high = int(widths[above - 1]), int(widths[above])
+    return high if count - low > rounding * (high - low) else low
 
 
 def consistent(channel_map: ChannelMap, blocks: Blocks, keep: BoolArray, scores: FloatArray) -> BoolArray:
@@ -163,8 +164,7 @@ def select(channel_map: ChannelMap, scores: FloatArray, cost: Cost, sparsity: fl
         return Selection(least, cost(least), budget, total)
     keep = least
     for _ in range(_ROUNDS):
-        counts = _fill(search, cost, budget, _bisect(search, cost, budget))
-        found = search.keep(counts)
+        found = search.keep(_counts(search, cost, budget))
         keep = consistent(channel_map, blocks or {}, found, scores)
         if np.array_equal(keep, found):
             break
@@ -181,18 +181,46 @@ def round_up(channel_map: ChannelMap, keep: BoolArray, alignment: Alignment) -> 
     return search.keep(np.array(wanted, np.int64)) | keep
 
 
-def _bisect(search: _Search, cost: Cost, budget: float) -> IntArray:
-    """Counts at the lowest threshold that fits; cost falls as the threshold rises."""
+def _counts(search: _Search, cost: Cost, budget: float) -> IntArray:
+    """Counts that fill the budget best. Where steps are coarse, rounding one way may leave much of it unused."""
+    best, most = search.at_least, -np.inf
+    for rounding in _ROUNDINGS:
+        below, above = _bisect(search, cost, budget, rounding)
+        for start in (below, _one_step_less(search, cost, budget, above)):
+            counts = _fill(search, cost, budget, start)
+            spent = cost(search.keep(counts))
+            if spent > most:
+                best, most = counts, spent
+            if spent >= _FULL * budget:
+                return best
+    return best
+
+
+def _one_step_less(search: _Search, cost: Cost, budget: float, counts: IntArray) -> IntArray:
+    """Counts that are just beyond the budget, less the one step that fits it best; the least there is if none does."""
+    best, most = search.at_least, -np.inf
+    for family in np.flatnonzero(counts > search.at_least):
+        widths, tried = search.widths[family], counts.copy()
+        tried[family] = max(widths[np.searchsorted(widths, counts[family]) - 1], search.at_least[family])
+        spent = cost(search.keep(tried))
+        if most < spent <= budget:
+            best, most = tried, spent
+    return best
+
+
+def _bisect(search: _Search, cost: Cost, budget: float, rounding: float) -> tuple[IntArray, IntArray]:
+    """Counts at the lowest threshold that fits, and at the one before it; cost falls as the threshold rises."""
     thresholds = np.append(np.unique(search.scores), np.inf)
     low, high = 0, len(thresholds) - 1
     while low < high:
         middle = (low + high) // 2
-        if cost(search.keep(search.counts(thresholds[middle]))) <= budget:
+        if cost(search.keep(search.counts(thresholds[middle], rounding))) <= budget:
             high = middle
         else:
             low = middle + 1
-    counts = search.counts(thresholds[low])
-    return counts if cost(search.keep(counts)) <= budget else search.at_least
+    counts = search.counts(thresholds[low], rounding)
+    fitting = counts if cost(search.keep(counts)) <= budget else search.at_least
+    return fitting, search.counts(thresholds[max(low - 1, 0)], rounding)
 
 
 def _fill(search: _Search, cost: Cost, budget: float, counts: IntArray) -> IntArray:
