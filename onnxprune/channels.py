@@ -107,6 +107,7 @@ class ChannelMap:
     ``axes``: tensor → its axes, for every activation of known shape. ``uses``: use of a constant → its axes.
     ``frozen``: bool [groups]; ``reasons``: group → why, for frozen groups with a reason of their own.
     ``masked``: uses whose values the masked reference sets to zero at removed channels.
+    ``renormalised``: normalisations (node, channels they run over) that may be computed over fewer channels.
     ``needs``: (outputs, inputs) pairs: while any of the outputs is kept, at least one of the inputs must be.
     """
 
@@ -122,7 +123,7 @@ class ChannelMap:
     masked: frozenset[Edge]
     needs: tuple[tuple[Ids, Ids], ...]
     shuffles: dict[int, Shuffle]
-    renormalised: tuple[str, ...]
+    renormalised: tuple[tuple[str, Ids], ...]
     group_of: Ids  # id → group, for the builder's sites
 
     @property
@@ -166,7 +167,7 @@ class MapBuilder:
     needs: list[tuple[Ids, Ids]] = field(default_factory=list)
     sites: dict[int, list[Ids]] = field(default_factory=dict)
     shuffles: dict[int, Shuffle] = field(default_factory=dict)
-    renormalised: list[str] = field(default_factory=list)
+    renormalised: list[tuple[str, Ids]] = field(default_factory=list)
 
     def fresh(self, count: int) -> Ids:
         """New channels."""
@@ -409,7 +410,7 @@ def solve(builder: MapBuilder) -> ChannelMap:
         masked=frozenset(builder.masked),
         needs=tuple((group[outputs], group[inputs]) for outputs, inputs in builder.needs),
         shuffles=builder.shuffles,
-        renormalised=tuple(builder.renormalised),
+        renormalised=tuple((name, group[ids]) for name, ids in builder.renormalised),
         group_of=group,
     )
 

@@ -211,7 +211,7 @@ def prune(model: ModelProto | LoadedModel | str | Path, *, sparsity: float | Non
         after=_sizes_kept(channel_map, chosen, pruned),
         layers=layers(channel_map, chosen),
         census=census(original),
-        renormalised=channel_map.renormalised,
+        renormalised=tuple(name for name, ids in channel_map.renormalised if not np.all(chosen[ids])),
         seconds=clock.seconds,
         original=original,
         channel_map=channel_map,

@@ -6,14 +6,14 @@ axes does not depend on the guess, because their sizes come from the weights.
 
 Three engines, each for what the one before left open:
   1. ``onnx.shape_inference`` on a copy whose big constants are inputs (fast, exact, standard operators);
-  2. a small evaluator for shape arithmetic (Shape → Gather → Concat → Reshape), node by node, with ONNX's own inference
+  2. a small evaluator for shape arithmetic (``shape_arithmetic``), node by node, with ONNX's own inference
      for the node it feeds;
   3. ONNX Runtime, asked for the shapes it infers for operators ONNX has no schema for (nothing is run).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from onnxprune.graph import Graph, attribute, constant_of
+from onnxprune.shape_arithmetic import TRACKED, evaluate
 
 __all__ = ["Shape", "Shapes", "infer_shapes"]
 
@@ -30,7 +31,6 @@ Shape = tuple[int, ...]
 IntArray = NDArray[np.int64]
 
 _SMALL = 4096  # a constant with at most this many elements stays in the copy: it may be a size, an axis, an index
-_TRACKED = 64  # a computed tensor with at most this many elements may be shape arithmetic
 _OPEN_SIZES = (2, 224, 224, 224)  # sizes for open dimensions by position: batch, then what is usually spatial
 _OTHER_SIZES = (3, 256, 320, 320)
 
@@ -159,7 +159,7 @@ def _note(value: ValueInfoProto, result: Shapes) -> None:
         result.of[value.name] = tuple(dim.dim_value for dim in kind.shape.dim)
 
 
-# ---- the evaluator for shape arithmetic -----------------------------------------------------------------------------
+# ---- shape arithmetic, node by node ---------------------------------------------------------------------------------
 
 
 def _evaluate(graph: Graph, result: Shapes) -> None:
@@ -167,11 +167,11 @@ def _evaluate(graph: Graph, result: Shapes) -> None:
     for name, tensor in graph.constants.items():
         result.of.setdefault(name, tuple(tensor.dims))
         result.types.setdefault(name, tensor.data_type)
-        if prod(tensor.dims) <= _TRACKED and not tensor.external_data and tensor.data_type != TensorProto.STRING:
+        if prod(tensor.dims) <= TRACKED and not tensor.external_data and tensor.data_type != TensorProto.STRING:
             result.values[name] = graph.values(name)
     for node in graph.nodes:
         value = _value_of(node, result)
-        if value is not None and value.size <= _TRACKED:
+        if value is not None and value.size <= TRACKED:
             result.values[node.output[0]] = value
             result.of[node.output[0]] = value.shape
         elif any(name and name not in result.of for name in node.output):
@@ -212,154 +212,8 @@ def _cropped(node: NodeProto, shape: Shape) -> Shape:
 
 
 def _value_of(node: NodeProto, result: Shapes) -> NDArray[np.generic] | None:
-    rule = _ARITHMETIC.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-    if rule is None:
-        return None
-    if node.op_type in ("Shape", "Size"):
-        shape = result.of.get(node.input[0])
-        return None if shape is None else rule(node, [np.array(shape, np.int64)])
     arguments = [result.values.get(name) if name else None for name in node.input]
-    if any(value is None and name for value, name in zip(arguments, node.input, strict=True)):
-        return None
-    try:
-        with np.errstate(all="ignore"):
-            return rule(node, [a for a in arguments if a is not None])
-    except (ValueError, IndexError, TypeError, OverflowError, MemoryError):
-        return None
-
-
-def _ints(node: NodeProto, name: str, arguments: Sequence[NDArray[np.generic]], position: int) -> list[int] | None:
-    """An integer list that older opsets keep in an attribute and newer ones in an input."""
-    held = attribute(node, name)
-    if held is not None:
-        return [int(v) for v in np.atleast_1d(np.asarray(held))]
-    if len(arguments) > position:
-        return [int(v) for v in np.atleast_1d(arguments[position])]
-    return None
-
-
-def _shape(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
-    start, end = attribute(node, "start"), attribute(node, "end")
-    return np.asarray(a[0][slice(start, end)])
-
-
-def _gather(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
-    axis = attribute(node, "axis") or 0
-    assert isinstance(axis, int)
-    return np.asarray(np.take(a[0], a[1].astype(np.int64), axis=axis))
-
-
-def _concat(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
-    axis = attribute(node, "axis") or 0
-    assert isinstance(axis, int)
-    return np.concatenate(a, axis=axis)
-
-
-def _unsqueeze(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
-    axes = _ints(node, "axes", a, 1) or []
-    return np.expand_dims(a[0], tuple(axes))
-
-
-def _squeeze(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
-    axes = _ints(node, "axes", a, 1)
-    return np.asarray(np.squeeze(a[0], None if axes is None else tuple(axes)))
-
-
-def _slice(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
-    starts, ends = _ints(node, "starts", a, 1) or [], _ints(node, "ends", a, 2) or []
-    axes = _ints(node, "axes", a, 3) or list(range(len(starts)))
-    steps = _ints(node, "steps", a, 4) or [1] * len(starts)
-    index = [slice(None)] * a[0].ndim
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        index[axis] = slice(start, None if step < 0 and end < -a[0].shape[axis] else end, step)
-    return np.asarray(a[0][tuple(index)])
-
-
-def _cast(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
-    to = attribute(node, "to")
-    assert isinstance(to, int)
-    return a[0].astype(onnx.helper.tensor_dtype_to_np_dtype(to))
-
-
-def _divide(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
-    if np.issubdtype(a[0].dtype, np.integer):
-        return np.asarray(np.trunc(np.true_divide(a[0], a[1]))).astype(a[0].dtype)
-    return np.asarray(np.true_divide(a[0], a[1]))
-
-
-def _fill(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
-    dims = tuple(int(d) for d in a[0])
-    if prod(dims) > _TRACKED:
-        raise ValueError("too large to be shape arithmetic")
-    value = attribute(node, "value")
-    filler = onnx.numpy_helper.to_array(value).ravel()[0] if isinstance(value, TensorProto) else np.float32(0)
-    return np.full(dims, filler)
-
-
-def _range(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
-    start, limit, delta = (v.item() for v in a)
-    if (limit - start) / delta > _TRACKED:
-        raise ValueError("too large to be shape arithmetic")
-    return np.arange(start, limit, delta, dtype=a[0].dtype)
-
-
-def _reduce_prod(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
-    keep = attribute(node, "keepdims")
-    axes = _ints(node, "axes", a, 1)
-    numbers = np.asarray(a[0], np.int64)
-    result = np.prod(numbers, axis=None if axes is None else tuple(axes), keepdims=keep != 0)
-    return np.asarray(result, a[0].dtype)
-
-
-def _reshape(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
-    target = [a[0].shape[i] if d == 0 else int(d) for i, d in enumerate(np.atleast_1d(a[1]))]
-    return a[0].reshape(target)
-
-
-def _transpose(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
-    order = attribute(node, "perm")
-    return np.transpose(a[0], order if isinstance(order, list) else None)
-
-
-def _plain(function: Callable[..., object]) -> Callable[[NodeProto, list[NDArray[np.generic]]], NDArray[np.generic]]:
-    return lambda node, a: np.asarray(function(*a))
-
-
-_ARITHMETIC: dict[str, Callable[[NodeProto, list[NDArray[np.generic]]], NDArray[np.generic]]] = {
-    "Shape": _shape,
-    "Size": _plain(lambda shape: np.prod(np.asarray(shape, np.int64))),
-    "Gather": _gather,
-    "Concat": _concat,
-    "Unsqueeze": _unsqueeze,
-    "Squeeze": _squeeze,
-    "Slice": _slice,
-    "Cast": _cast,
-    "Reshape": _reshape,
-    "ConstantOfShape": _fill,
-    "Range": _range,
-    "Transpose": _transpose,
-    "ReduceProd": _reduce_prod,
-    "Expand": _plain(lambda x, shape: x * np.ones(tuple(int(d) for d in shape), x.dtype)),
-    "Identity": _plain(lambda x: x),
-    "Add": _plain(np.add),
-    "Sub": _plain(np.subtract),
-    "Mul": _plain(np.multiply),
-    "Div": _divide,
-    "Neg": _plain(np.negative),
-    "Abs": _plain(np.abs),
-    "Floor": _plain(np.floor),
-    "Ceil": _plain(np.ceil),
-    "Sqrt": _plain(np.sqrt),
-    "Min": _plain(lambda *xs: np.minimum.reduce(np.broadcast_arrays(*xs))),
-    "Max": _plain(lambda *xs: np.maximum.reduce(np.broadcast_arrays(*xs))),
-    "Equal": _plain(np.equal),
-    "Less": _plain(np.less),
-    "Greater": _plain(np.greater),
-    "Not": _plain(np.logical_not),
-    "And": _plain(np.logical_and),
-    "Or": _plain(np.logical_or),
-    "Where": _plain(np.where),
-}
+    return evaluate(node, arguments, result.of.get(next(iter(node.input), "")))
 
 
 # ---- ONNX Runtime, for operators without an ONNX schema -------------------------------------------------------------

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from onnxprune.channels import Axes, Ids, NodeContext, Opaque
 from onnxprune.editing import NodeEditor
 from onnxprune.graph import attribute
@@ -121,7 +123,7 @@ def _reduce_channels(ctx: NodeContext, held: Sequence[Ids | None], renorm: bool,
         else:
             ctx.freeze(ids, reason)
     if renorm and found:
-        ctx.builder.renormalised.append(ctx.node.name or ctx.node.output[0])
+        ctx.builder.renormalised.append((ctx.node.name or ctx.node.output[0], np.concatenate(found)))
 
 
 def sum_reduce(ctx: NodeContext) -> list[Axes]:

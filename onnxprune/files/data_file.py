@@ -1,0 +1,80 @@
+"""Writing the file beside a model: the weights one at a time, one tensor or one block in memory.
+
+Format: https://github.com/onnx/onnx/blob/main/docs/ExternalData.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from onnx import TensorProto, numpy_helper
+from onnx.external_data_helper import uses_external_data
+
+from onnxprune.errors import ModelError
+from onnxprune.files.external_data import DataFiles, Range
+from onnxprune.files.staging import flush
+from onnxprune.files.tensor_bytes import raw_size
+
+__all__ = ["write_data"]
+
+_LARGE, _PAGE, _LINE = 2**20, 4096, 64
+"""Tensors from ``_LARGE`` bytes on begin at a page, so that they can be mapped; others at a cache line."""
+_BLOCK = 8 * 2**20
+"""Bytes copied at a time."""
+
+
+def write_data(moved: Iterable[tuple[TensorProto, TensorProto]], path: Path, files: DataFiles) -> None:
+    """Write the numbers of each tensor one after another, and note in its copy where they are.
+
+    Tensors that shared a range of the source's data go on sharing one.
+    """
+    written: dict[Range, int] = {}
+    end = 0
+    with path.open("xb") as data:
+        for source, target in moved:
+            held = files.range_of(source) if uses_external_data(source) else None
+            size = raw_size(source)
+            offset = written.get(held) if held else None
+            if offset is None:
+                step = _PAGE if size >= _LARGE else _LINE
+                offset = -(-end // step) * step
+                data.seek(offset)
+                _write_numbers(source, held, data)
+                end = offset + size
+            if held:
+                written[held] = offset
+            _refer(source, target, path.name, offset, size)
+        flush(data)
+
+
+def _write_numbers(tensor: TensorProto, held: Range | None, data: BinaryIO) -> None:
+    if held:
+        _copy_range(held, data)
+    elif tensor.HasField("raw_data"):
+        data.write(tensor.raw_data)
+    else:
+        data.write(numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data)
+
+
+def _copy_range(held: Range, data: BinaryIO) -> None:
+    left = held.length
+    with held.file.open("rb", buffering=0) as file:
+        file.seek(held.offset)
+        while left:
+            block = file.read(min(left, _BLOCK))
+            if not block:
+                raise ModelError(
+                    f"'{held.file}' was cut short while it was read; leave it as it is meanwhile"
+                )
+            data.write(block)
+            left -= len(block)
+
+
+def _refer(source: TensorProto, target: TensorProto, location: str, offset: int, length: int) -> None:
+    """Declare where the numbers are. A checksum stays with numbers that do."""
+    target.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        target.external_data.add(key=key, value=value)
+    target.external_data.extend(entry for entry in source.external_data if entry.key == "checksum")

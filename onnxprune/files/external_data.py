@@ -1,0 +1,99 @@
+"""Where the weights in the files beside a model lie, believed only as far as it has been checked.
+
+Every range lies inside its file, and every file inside the model's folder. Nothing is read here.
+
+Format: https://github.com/onnx/onnx/blob/main/docs/ExternalData.md
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
+
+from onnx import TensorProto, numpy_helper
+
+from onnxprune.errors import ModelError
+from onnxprune.files.tensor_bytes import raw_size, wrong_length
+
+__all__ = ["DataFiles", "Range"]
+
+class Range(NamedTuple):
+    """Where the bytes of a tensor lie."""
+
+    file: Path
+    offset: int
+    length: int
+
+
+class DataFiles:
+    """The files beside a model that hold its external data, each checked when it is first met.
+
+    ``sizes`` are their bytes; the keys are absolute, links resolved.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.sizes: dict[Path, int] = {}
+        self._known: dict[str, Path] = {}
+
+    def range_of(self, tensor: TensorProto) -> Range:
+        """Where a tensor's bytes lie. Raises ModelError where they cannot be what the tensor declares."""
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        file = self._file(entries.get("location", ""), tensor.name)
+        try:
+            offset = int(entries.get("offset", 0))
+            length = int(entries.get("length", max(self.sizes[file] - offset, 0)))
+        except ValueError:
+            raise ModelError(f"tensor {tensor.name!r}: the place of its external data is no number") from None
+        where = f"keeps bytes {offset} to {offset + length} of {file.name!r}, but"
+        if offset < 0 or length < 0 or offset + length > self.sizes[file]:
+            raise ModelError(
+                f"tensor {tensor.name!r} {where} that has {self.sizes[file]} bytes; fetch it again"
+            )
+        if length != raw_size(tensor):
+            raise wrong_length(tensor, where, raw_size(tensor))
+        return Range(file, offset, length)
+
+    def _file(self, location: str, name: str) -> Path:
+        if location not in self._known:
+            file = self._resolved(location, name)
+            self._check_readable(location, file, name)
+            self.sizes[file] = file.stat().st_size
+            self._known[location] = file
+        return self._known[location]
+
+    def _resolved(self, location: str, name: str) -> Path:
+        """The file of a location, which may come from a stranger: nothing outside the folder is touched."""
+        says = f"tensor {name!r} keeps its data in {location!r},"
+        outside = "outside the model's folder, which is refused; put the file beside the model and name it so"
+        if not isinstance(location, str) or not location or "\0" in location:
+            raise ModelError(f"{says} which is not a file name")
+        plain = PureWindowsPath(location)  # knows the separators of every system
+        if plain.anchor or ".." in plain.parts:
+            raise ModelError(f"{says} {outside}")
+        file = (self.folder / location).resolve()
+        if not file.is_relative_to(self.folder.resolve()):
+            raise ModelError(f"{says} a link to a place {outside}")
+        if not file.is_file():
+            raise ModelError(f"{says} but there is no such file; fetch it and put it beside the model")
+        return file
+
+    def _check_readable(self, location: str, file: Path, name: str) -> None:
+        """ONNX itself reads the numbers later, and refuses links of any kind; better now than then."""
+        if file.stat().st_size == 0:
+            return
+        probe = TensorProto(dims=[1], data_type=TensorProto.UINT8, data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", location), ("offset", "0"), ("length", "1")):
+            probe.external_data.add(key=key, value=value)
+        try:
+            numpy_helper.to_array(probe, str(self.folder))
+        except Exception as error:
+            reason = "it is a link" if self._is_link(location) else str(error).splitlines()[0]
+            raise ModelError(
+                f"tensor {name!r} keeps its data in {location!r}, which ONNX does not read: {reason}; "
+                "put a plain copy of the file in its place"
+            ) from None
+
+    def _is_link(self, location: str) -> bool:
+        status = (self.folder / location).lstat()
+        return (self.folder / location).is_symlink() or status.st_nlink > 1
