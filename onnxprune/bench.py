@@ -26,15 +26,13 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from onnxprune.errors import ModelError, UsageError
+from onnxprune.input_guesses import first_run
+from onnxprune.inputs import Shapes, format_shapes, input_specs
 from onnxprune.runtime import (
     Inputs,
     Model,
     Provider,
-    Shapes,
     bind,
-    first_run,
-    format_shapes,
-    input_specs,
     load_structure,
     open_session,
     provider_of,

@@ -18,6 +18,7 @@ import click
 
 from onnxprune.bench import Latency, benchmark
 from onnxprune.errors import OnnxpruneError, UsageError
+from onnxprune.inputs import load_inputs
 from onnxprune.inspection import inspect
 from onnxprune.model_io import check_writable, default_output, load, save
 from onnxprune.passes.cost import MEASURES
@@ -25,7 +26,7 @@ from onnxprune.passes.scores import METHODS
 from onnxprune.pipeline import Options, Result, prune
 from onnxprune.plan import Plan
 from onnxprune.report import report_json
-from onnxprune.runtime import Inputs, Provider, load_inputs, load_structure
+from onnxprune.runtime import Inputs, Provider, load_structure
 from onnxprune.terminal import Terminal
 from onnxprune.verify import verify
 

@@ -1,10 +1,10 @@
 """Inputs for any model: shapes and values guessed, and tried until it runs.
 
-What the model gives away itself is used first: the channels a weight takes, the
-rows of a table, the constant that a scalar is compared with. Any other dimension without a size gets a
-*kind* from its name, or else from its place (``x[N, C, H, W]``, ``ids[N, length]``, ``state[layers, N,
-width]``); all dimensions of one kind or one name get one size. Every kind has a list of sizes, likely ones
-first, and combinations are tried in the order of their distance from the likeliest.
+What the model gives away itself is used first: the channels a weight takes, the rows of a table, the constant
+that a scalar is compared with. Any other dimension without a size gets a *kind* from its name, or else from
+its place (``x[N, C, H, W]``, ``ids[N, length]``, ``state[layers, N, width]``); all dimensions of one kind or
+one name get one size. Every kind has a list of sizes, likely ones first, and combinations are tried in the
+order of their distance from the likeliest.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from onnxprune.alignment import Alignment, parse_alignment
 from onnxprune.channels import ChannelMap
 from onnxprune.errors import UnreachableError, UsageError, VerificationError
 from onnxprune.graph import Graph, node_name
+from onnxprune.inputs import Shapes
 from onnxprune.layers import Census, Layer, census, layers, what_remains
 from onnxprune.measure import count_weights
 from onnxprune.model_io import LoadedModel, load, save
@@ -36,7 +37,7 @@ from onnxprune.passes.rewrite import rewrite
 from onnxprune.passes.scores import METHODS
 from onnxprune.passes.select import reachable, round_up, select
 from onnxprune.plan import Plan, keep_of, plan_of
-from onnxprune.runtime import Provider, Shapes
+from onnxprune.runtime import Provider
 from onnxprune.verify import Verification, rounding, squashed_tensors, verify
 
 __all__ = ["Options", "Result", "Sizes", "map_channels", "prune", "reach", "sizes"]

@@ -23,21 +23,9 @@ import onnx
 from onnx import TensorProto
 
 from onnxprune.errors import ModelError
-from onnxprune.runtime import (
-    Array,
-    Inputs,
-    Model,
-    Provider,
-    Shapes,
-    check_inputs,
-    first_run,
-    format_shapes,
-    input_specs,
-    load_structure,
-    open_session,
-    provider_of,
-    run,
-)
+from onnxprune.input_guesses import first_run
+from onnxprune.inputs import Shapes, check_inputs, format_shapes, input_specs
+from onnxprune.runtime import Array, Inputs, Model, Provider, load_structure, open_session, provider_of, run
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -46,7 +46,7 @@ class Outcome:
 # ---- models and choices ---------------------------------------------------------------------------------------------
 
 
-def model_of(text: str, opset: int = 17, ir: int = 8, **weights: Any) -> ModelProto:
+def model_of(text: str, opset: int = 17, ir: int = 8, /, **weights: Any) -> ModelProto:
     """A model from ONNX text. ``weights``: constant → its numbers, or a shape (random numbers of a sensible size)."""
     domains = f'"" : {opset}, "com.microsoft" : 1'
     model = parser.parse_model(f"<ir_version: {ir}, opset_import: [{domains}]> g {text}")

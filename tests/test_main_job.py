@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from command import run, run_process
-from witness import constants, feeds, largest_error, outputs, stored_weights
+from witness import assert_zeroed_copy, feeds, largest_error, outputs, stored_weights
 
 import onnxprune
 from onnxprune.channels import ChannelMap
@@ -87,23 +87,6 @@ class TestEveryModelAndSparsity:
         before, after = onnx.load(made.model).graph, onnx.load(made.out).graph
         assert list(after.input) == list(before.input)
         assert list(after.output) == list(before.output)
-
-
-def assert_zeroed_copy(original: onnx.ModelProto, masked: onnx.ModelProto) -> None:
-    """Same nodes, and numbers that are the original's or zero, except for biases into which a constant was folded."""
-    assert len(original.graph.node) == len(masked.graph.node)
-    folded: set[str] = set()
-    for was, now in zip(original.graph.node, masked.graph.node, strict=True):
-        assert (now.op_type, now.name, list(now.output)) == (was.op_type, was.name, list(was.output))
-        has_bias = was.op_type in ("Conv", "Gemm")
-        assert list(now.input)[: 2 if has_bias else None] == list(was.input)[: 2 if has_bias else None]
-        folded |= set(list(now.input)[2:]) if has_bias else set()
-    before, after = constants(original), constants(masked)
-    assert set(before) - folded <= set(after)
-    for name in set(before) & set(after):
-        assert after[name].shape == before[name].shape
-        changed = after[name] != before[name]
-        assert not np.any(after[name][changed]) or (name in folded and after[name].ndim == 1), name
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -19,6 +19,7 @@ from onnx.external_data_helper import uses_external_data
 
 from onnxprune import model_io
 from onnxprune.errors import ModelError, OnnxpruneError, UsageError
+from onnxprune.files.wire_format import raw_lengths
 from onnxprune.model_io import check_writable, default_output, load, save
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>'
@@ -197,7 +198,7 @@ def test_what_is_loaded(tmp_path: Path, two_layers: ModelProto) -> None:
 
 def test_lengths_of_raw_data_are_read_off_the_file(two_layers: ModelProto) -> None:
     two_layers.graph.initializer.append(numpy_helper.from_array(np.zeros((3, 100), np.int8), "zeros"))
-    found = model_io._raw_lengths(two_layers, two_layers.SerializeToString())
+    found = raw_lengths(two_layers, two_layers.SerializeToString())
     assert found == [len(tensor.raw_data) for tensor in two_layers.graph.initializer]
 
 

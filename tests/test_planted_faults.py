@@ -20,7 +20,7 @@ from random_models import random_model
 from onnxprune import channels, editing
 from onnxprune.channels import Axes, ChannelMap, Ids, NodeContext
 from onnxprune.editing import NodeEditor
-from onnxprune.ops import movement, shuffle
+from onnxprune.ops import cutting, movement, reshape, shuffle
 from onnxprune.ops.table import RULES, Rule
 from onnxprune.passes import masked, rewrite
 
@@ -81,8 +81,8 @@ def unsliced_bias(patch: pytest.MonkeyPatch) -> None:
 
 def slice_one_off(patch: pytest.MonkeyPatch) -> None:
     """Bounds of a Slice one too far."""
-    right = movement._left
-    patch.setattr(movement, "_left", lambda edit, ids, span: np.maximum(right(edit, ids, span) - 1, 0))
+    right = cutting._left
+    patch.setattr(cutting, "_left", lambda edit, ids, span: np.maximum(right(edit, ids, span) - 1, 0))
 
 
 def gather_not_renumbered(patch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def concat_reversed(patch: pytest.MonkeyPatch) -> None:
     """Operands of a Concat in the opposite order."""
 
     def resize(edit: NodeEditor) -> None:
-        movement.resize_concat(edit)
+        cutting.resize_concat(edit)
         edit.node.inputs = list(edit.node.inputs)[::-1]
 
     patch.setitem(RULES, "Concat", replace(RULES["Concat"], resize=resize))
@@ -207,7 +207,7 @@ def sharing_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 def heads_not_rectangular(patch: pytest.MonkeyPatch) -> None:
     """A Reshape that splits channels does not couple them along the other axis."""
-    right = movement._collapse
+    right = reshape._collapse
 
     def wrong(ctx: NodeContext, joint: Ids) -> list[Ids | None]:
         left = len(ctx.builder.left), len(ctx.builder.right)
@@ -215,7 +215,7 @@ def heads_not_rectangular(patch: pytest.MonkeyPatch) -> None:
         del ctx.builder.left[left[0] :], ctx.builder.right[left[1] :]
         return found
 
-    patch.setattr(movement, "_collapse", wrong)
+    patch.setattr(reshape, "_collapse", wrong)
 
 
 def crd_taken_for_dcr(patch: pytest.MonkeyPatch) -> None:

@@ -11,22 +11,9 @@ from onnx import numpy_helper, parser
 
 from onnxprune import runtime
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.runtime import (
-    Inputs,
-    bind,
-    check_inputs,
-    first_run,
-    format_shapes,
-    guess_inputs,
-    input_specs,
-    load_inputs,
-    load_structure,
-    open_session,
-    provider_of,
-    resolve_provider,
-    run,
-    runnable_inputs,
-)
+from onnxprune.input_guesses import first_run, guess_inputs, runnable_inputs
+from onnxprune.inputs import check_inputs, format_shapes, input_specs, load_inputs
+from onnxprune.runtime import Inputs, bind, load_structure, open_session, provider_of, resolve_provider, run
 
 
 def model(text: str) -> onnx.ModelProto:

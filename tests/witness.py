@@ -13,7 +13,7 @@ from google.protobuf.message import Message  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-__all__ = ["constants", "feeds", "largest_error", "outputs", "stored_weights"]
+__all__ = ["assert_zeroed_copy", "constants", "feeds", "largest_error", "outputs", "stored_weights"]
 
 Array = NDArray[np.generic]
 Model = ModelProto | Path
@@ -68,7 +68,7 @@ def feeds(model: Model, seed: int = 0, sizes: Mapping[str, tuple[int, ...]] | No
                 d.dim_value or (_OPEN_SIZE if axis else _OPEN_BATCH) for axis, d in enumerate(held.shape.dim)
             )
             dtype = onnx.helper.tensor_dtype_to_np_dtype(held.elem_type)
-            drawn = rng.integers(0, 3, shape) if dtype.kind in "iu" else rng.standard_normal(shape)
+            drawn = rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 2 if dtype.kind == "b" else 3, shape)
             found[value.name] = np.asarray(drawn, dtype)
     return found
 
@@ -97,3 +97,20 @@ def largest_error(expected: Mapping[str, Array], found: Mapping[str, Array]) -> 
         scale = float(np.abs(exact).max(initial=0.0))
         errors.append(difference / max(scale, 1e-6) if np.isfinite(difference) else np.inf)
     return max(errors)
+
+
+def assert_zeroed_copy(original: ModelProto, masked: ModelProto) -> None:
+    """Same nodes, and numbers that are the original's or zero, but for biases into which a constant was folded."""
+    assert len(original.graph.node) == len(masked.graph.node)
+    folded: set[str] = set()
+    for was, now in zip(original.graph.node, masked.graph.node, strict=True):
+        assert (now.op_type, now.name, list(now.output)) == (was.op_type, was.name, list(was.output))
+        has_bias = was.op_type in ("Conv", "Gemm")
+        assert list(now.input)[: 2 if has_bias else None] == list(was.input)[: 2 if has_bias else None]
+        folded |= set(list(now.input)[2:]) if has_bias else set()
+    before, after = constants(original), constants(masked)
+    assert set(before) - folded <= set(after)
+    for name in set(before) & set(after):
+        assert after[name].shape == before[name].shape
+        changed = after[name] != before[name]
+        assert not np.any(after[name][changed]) or (name in folded and after[name].ndim == 1), name

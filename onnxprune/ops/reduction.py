@@ -137,8 +137,7 @@ def sum_reduce(ctx: NodeContext) -> list[Axes]:
     return _pass(ctx, _without(axes, gone, bool(ctx.integer("keepdims", 1))), True)
 
 
-def take_axis(default: int, *, keeps_axis: bool, plain_rank: bool = True
-              ) -> Callable[[NodeContext], list[Axes]]:  # fmt: skip
+def take_axis(default: int, *, keeps_axis: bool) -> Callable[[NodeContext], list[Axes]]:
     """ArgMax, TopK, CumSum, LpNormalization, LRN: compute across one axis, pass the others."""
 
     def rule(ctx: NodeContext) -> list[Axes]:

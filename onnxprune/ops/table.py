@@ -16,11 +16,13 @@ from onnxprune.channels import Axes, ChannelMap, MapBuilder, NodeContext, Opaque
 from onnxprune.editing import NodeEditor
 from onnxprune.graph import Graph, subgraphs
 from onnxprune.ops import contraction as c
+from onnxprune.ops import cutting as x
 from onnxprune.ops import elementwise as e
 from onnxprune.ops import fused as f
 from onnxprune.ops import movement as m
 from onnxprune.ops import quantization as q
 from onnxprune.ops import reduction as r
+from onnxprune.ops import reshape as s
 from onnxprune.ops.einsum import einsum
 from onnxprune.ops.recurrent import recurrent, resize_hidden
 from onnxprune.ops.shuffle import find_shuffles, shuffled
@@ -81,21 +83,21 @@ RULES: dict[str, Rule] = {
     **_rows("Einsum", einsum),
     **_rows("GRU LSTM RNN", recurrent, resize_hidden),
     # movement
-    **_rows("Concat", m.concat, m.resize_concat),
-    **_rows("ConstantOfShape", m.constant_of_shape, m.resize_constant_of_shape),
+    **_rows("Concat", x.concat, x.resize_concat),
+    **_rows("ConstantOfShape", s.constant_of_shape, s.resize_constant_of_shape),
     **_rows("DepthToSpace", m.depth_to_space),
-    **_rows("Expand", m.expand, m.resize_expand),
-    **_rows("Flatten", m.flatten),
-    **_rows("Gather", m.gather, m.resize_gather),
-    **_rows("Pad", m.pad, m.resize_pad),
-    **_rows("Reshape", m.reshape, m.resize_reshape),
-    **_rows("Slice", m.slice_, m.resize_slice),
+    **_rows("Expand", s.expand, s.resize_expand),
+    **_rows("Flatten", s.flatten),
+    **_rows("Gather", x.gather, x.resize_gather),
+    **_rows("Pad", x.pad, x.resize_pad),
+    **_rows("Reshape", s.reshape, s.resize_reshape),
+    **_rows("Slice", x.slice_, x.resize_slice),
     **_rows("SpaceToDepth", m.space_to_depth),
-    **_rows("Split", m.split, m.resize_split),
-    **_rows("Squeeze", m.squeeze, m.resize_squeeze),
+    **_rows("Split", x.split, x.resize_split),
+    **_rows("Squeeze", s.squeeze, s.resize_squeeze),
     **_rows("Tile", m.tile),
     **_rows("Transpose", m.transpose),
-    **_rows("Unsqueeze", m.unsqueeze),
+    **_rows("Unsqueeze", s.unsqueeze),
     **_rows("Constant Shape", _plain),
     # per channel over space
     **_rows("AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool", r.pool),

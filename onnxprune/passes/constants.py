@@ -39,8 +39,8 @@ _STEPS = frozenset("BitwiseNot Cast CastLike Ceil Floor IsInf IsNaN Mod Not Roun
 """Functions that may jump between a constant as computed here and as rounded by the runtime."""
 _CONTRACTIONS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 _PASSING = frozenset(
-    "Concat DepthToSpace Flatten Gather GlobalAveragePool GlobalMaxPool MaxPool Reshape Slice SpaceToDepth Split Squeeze "
-    "Tile Transpose Unsqueeze Upsample".split()
+    "Concat DepthToSpace Flatten Gather GlobalAveragePool GlobalMaxPool MaxPool ReduceMax ReduceMean ReduceMin Reshape "
+    "Slice SpaceToDepth Split Squeeze Tile Transpose Unsqueeze Upsample".split()
 )
 
 
@@ -102,13 +102,34 @@ def _carried(channel_map: ChannelMap, found: dict[str, Carried], nonzero: Mappin
         if _place(channel_map, node.output[0])[0] != 1:
             return None  # the channels of its parameters are others
         return (_normalised if node.op_type == "BatchNormalization" else _shifted)(channel_map, found, node, ids)
-    if node.op_type in _PASSING or (node.op_type == "AveragePool" and not _counts_padding(node)):
+    if node.op_type in _PASSING:
         return _passed(channel_map, found, list(node.input), index, ids)
-    if node.op_type == "Resize" and attribute(node, "mode") in (None, "nearest", "linear"):
-        extrapolates = attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize"
-        return None if extrapolates else _passed(channel_map, found, list(node.input[:1]), index, ids)
+    if node.op_type in ("AveragePool", "Pad", "Resize"):
+        passed = _passed(channel_map, found, list(node.input[:1]), index, ids)
+        return _at_the_edge(channel_map, node, passed) if passed is not None else None
     key = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
     return _elementwise(channel_map, found, node, ids) if key in _ELEMENTWISE else None
+
+
+def _at_the_edge(channel_map: ChannelMap, node: NodeProto, passed: Carried) -> Carried | None:
+    """What zeros beyond the edge leave of constants (a map); None where something else is there."""
+    if node.op_type == "Resize":
+        extrapolates = attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize"
+        return passed if attribute(node, "mode") in (None, "nearest", "linear") and not extrapolates else None
+    if node.op_type == "AveragePool" and not _counts_padding(node):
+        return passed
+    if node.op_type == "Pad" and attribute(node, "mode") not in (None, "constant"):
+        return passed
+    if node.op_type == "Pad" and not _pads_zero(channel_map, node):
+        return None
+    return Carried.of(passed.ids, np.where(passed.kind == CONSTANT, MAP, passed.kind).astype(np.int8), passed.value)
+
+
+def _pads_zero(channel_map: ChannelMap, node: NodeProto) -> bool:
+    if len(node.input) > 2 and node.input[2]:
+        held = node.input[2]
+        return held in channel_map.graph.constants and not np.any(channel_map.graph.values(held))
+    return not attribute(node, "value")
 
 
 def _counts_padding(node: NodeProto) -> bool:

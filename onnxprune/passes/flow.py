@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelMap, Contraction, Ids
-from onnxprune.graph import attribute, subgraphs
-from onnxprune.ops import RULES, elementwise, movement, quantization, reduction
+from onnxprune.graph import Edge, attribute, subgraphs
+from onnxprune.ops import RULES, cutting, elementwise, movement, quantization, reduction, reshape
 from onnxprune.ops.recurrent import GATES
 from onnxprune.passes.norms import FloatArray
 from onnxprune.weights import weight_values
@@ -61,10 +61,11 @@ def channel_blocks(channel_map: ChannelMap,
         return {c.node: np.log(norm(channel_map, c)) for c in channel_map.contractions}
 
 
+_MODULES = [module.__name__ for module in (cutting, elementwise, movement, quantization, reshape)]
 _APART = frozenset(
     name
     for name, rule in RULES.items()
-    if rule.channels.__module__ in (elementwise.__name__, movement.__name__, quantization.__name__)
+    if rule.channels.__module__ in _MODULES
     or rule.channels in (reduction.pool, reduction.max_pool, reduction.resample, reduction.reduce, reduction.log_reduce,
                          reduction.sum_reduce, reduction.softmax, reduction.instance_normalization,
                          reduction.group_normalization)
@@ -75,9 +76,14 @@ _PICKING = frozenset(("Gather", "Slice", "Split"))
 _SIZES = frozenset(("Shape", "Size"))
 
 
-def flow_by_tensor(channel_map: ChannelMap, blocks: Blocks) -> dict[str, tuple[Ids, FloatArray]]:
-    """Tensor → (its groups, their backward values): above −∞ where an output depends on it, whatever mixes channels."""
+def flow_by_tensor(channel_map: ChannelMap, blocks: Blocks,
+                   unheard: Mapping[Edge, Ids] | None = None) -> dict[str, tuple[Ids, FloatArray]]:  # fmt: skip
+    """Tensor → (its groups, their backward values): above −∞ where an output depends on it, whatever mixes channels.
+
+    ``unheard``: use of a tensor → groups of which what it holds does not matter there.
+    """
     engine = _Engine(channel_map, blocks, None)
+    engine.unheard = unheard or {}
     for name in (*engine.graph.inputs, *(name for node in engine.graph.nodes for name in node.output if name)):
         groups = engine.groups(name)
         engine.tensors[name] = _Tensor(groups, np.zeros(len(groups)))
@@ -119,6 +125,7 @@ class _Engine:
         self.contraction = {c.node: c for c in channel_map.contractions}
         self.gains = _gains(channel_map)
         self.scratch = np.full(channel_map.groups, np.nan)  # NaN: not there
+        self.unheard: Mapping[Edge, Ids] = {}
         self.tensors: dict[str, _Tensor] = {}
 
     def groups(self, name: str) -> Ids:
@@ -214,7 +221,10 @@ class _Engine:
                 outputs[0].best = outputs[0].best + self._lookup([self.gains[index]], outputs[0].groups, 0.0)
             for k, name in enumerate(self._reads(index)):
                 if name in behind:
-                    np.maximum(behind[name], self._back(index, k, name, outputs, mixing), out=behind[name])
+                    values = self._back(index, k, name, outputs, mixing)
+                    if (index, k) in self.unheard:
+                        values[np.isin(self.tensors[name].groups, self.unheard[index, k])] = _NOTHING
+                    np.maximum(behind[name], values, out=behind[name])
         return behind
 
     def _back(self, index: int, k: int, name: str, outputs: Sequence[_Tensor], mixing: bool) -> FloatArray:

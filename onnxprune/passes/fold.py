@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from onnxprune.channels import ChannelMap, Contraction, Ids
-from onnxprune.graph import attribute, constant_of
+from onnxprune.graph import Edge, attribute, constant_of
 from onnxprune.passes.constants import CONSTANT, LIVE, MAP, ZERO, Carried, along, carried_constants, is_padded
 from onnxprune.passes.flow import flow_by_tensor
 from onnxprune.passes.norms import FloatArray, slices
@@ -84,7 +84,7 @@ def dead_groups(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], *, me
     where channels are pruned anyway. ``absorb=False`` takes over none: only what is zero or not read is dead.
     """
     carried = carried_constants(channel_map, nonzero)
-    demand = flow_by_tensor(channel_map, signal_blocks(nonzero))
+    demand = flow_by_tensor(channel_map, signal_blocks(nonzero), _unheard(channel_map, carried))
     needed = channel_map.frozen.copy()
     for c in channel_map.contractions:
         if channel_map.graph.nodes[c.node].input[c.data] not in demand:
@@ -102,6 +102,30 @@ def dead_groups(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], *, me
     into = _take_over(channel_map, nonzero, carried, needed) if merge else {}
     _still_needed(channel_map, needed)
     return Dead(needed, carried, into, _read(channel_map, demand), merge)
+
+
+def _unheard(channel_map: ChannelMap, carried: Mapping[str, Carried]) -> dict[Edge, Ids]:
+    """Operand of a product → groups that it multiplies with zero and that are not zero themselves."""
+    found = {}
+    for index, node in enumerate(channel_map.graph.nodes):
+        labelled = [ids for ids in channel_map.axes.get(node.output[0], ()) if ids is not None] if node.output else []
+        if node.op_type != "Mul" or len(labelled) != 1:
+            continue
+        zero = [_zero_groups(channel_map, carried.get(name)) for name in node.input]
+        for k in (0, 1):
+            if np.any(zero[1 - k] & ~zero[k]):
+                found[index, k] = np.flatnonzero(zero[1 - k] & ~zero[k]).astype(np.int32)
+    return found
+
+
+def _zero_groups(channel_map: ChannelMap, held: Carried | None) -> BoolArray:
+    """Groups that are zero wherever they are in a tensor (bool [groups])."""
+    if held is None:
+        return np.zeros(channel_map.groups, np.bool_)
+    groups = np.unique(held.ids)
+    found = np.zeros(channel_map.groups, np.bool_)
+    found[groups] = _kinds(channel_map, held, groups) == ZERO
+    return found
 
 
 def _kinds(channel_map: ChannelMap, held: Carried | None, groups: Ids) -> NDArray[np.int8]:
@@ -133,6 +157,8 @@ def _absorbed(channel_map: ChannelMap, name: str, held: Carried, groups: Ids, me
     for index, k in channel_map.graph.consumers.get(name, []):
         node = channel_map.graph.nodes[index]
         c = contractions.get(index)
+        if node.op_type == "Shape":
+            continue  # goes on telling the old size
         if c is not None and k == c.data:
             read = c.inputs[along(held, c.inputs)[0] == CONSTANT]
             if not _takes_over(channel_map, c, merge) or not np.all(np.isin(groups, read)):
@@ -173,8 +199,8 @@ def _is_own(channel_map: ChannelMap, name: str) -> bool:
     return len(graph.consumers[name]) == 1 and np.issubdtype(graph.values(name).dtype, np.floating)
 
 
-def _has_bias_place(channel_map: ChannelMap, c: Contraction) -> bool:
-    """Whether numbers per output can be added to the bias of a Conv or Gemm."""
+def _has_bias_place(channel_map: ChannelMap, c: Contraction, rank: int) -> bool:
+    """Whether numbers per output can be added to the bias of a Conv or Gemm, which may have this rank at most."""
     graph, node = channel_map.graph, channel_map.graph.nodes[c.node]
     if node.op_type == "Gemm" and attribute(node, "beta") == 0:
         return False
@@ -184,7 +210,8 @@ def _has_bias_place(channel_map: ChannelMap, c: Contraction) -> bool:
     if not _is_own(channel_map, name) and not (name in graph.constants and not np.any(graph.values(name))):
         return False
     held = graph.values(name)
-    return held.size == len(c.outputs) and held.shape[-1] == len(c.outputs) and np.issubdtype(held.dtype, np.floating)
+    fits = held.size == len(c.outputs) and held.shape[-1] == len(c.outputs) and held.ndim <= rank
+    return fits and np.issubdtype(held.dtype, np.floating)
 
 
 def _still_needed(channel_map: ChannelMap, needed: BoolArray) -> None:
