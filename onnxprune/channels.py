@@ -30,17 +30,43 @@ from onnxprune.graph import Edge, Graph, attribute, node_name
 from onnxprune.measure import is_weight
 from onnxprune.shapes import Shape, Shapes
 
-__all__ = ["Axes", "ChannelMap", "Contraction", "Frozen", "Ids", "MapBuilder", "NodeContext", "Opaque", "Shuffle",
-           "Term", "solve"]  # fmt: skip
+__all__ = [
+    "Axes",
+    "ChannelMap",
+    "Contraction",
+    "Frozen",
+    "Ids",
+    "MapBuilder",
+    "NodeContext",
+    "Opaque",
+    "Shuffle",
+    "Term",
+    "solve",
+]
 
 Ids = NDArray[np.int32]
 Axes = tuple[Ids | None, ...]
 
 
 _ZERO_KEEPING = frozenset(
-    ("Cast", "Concat", "DequantizeLinear", "Expand", "Flatten", "Gather", "Identity", "Neg", "Reshape", "Slice",
-     "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze")
-)  # fmt: skip
+    (
+        "Cast",
+        "Concat",
+        "DequantizeLinear",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Identity",
+        "Neg",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+    )
+)
 """Operators through which a zero of a stored constant arrives as a zero."""
 
 
@@ -359,8 +385,18 @@ class NodeContext:
         if inputs is not None:
             self.builder.needs.append((np.zeros(1, np.int32) if outputs is None else outputs, inputs))
 
-    def contraction(self, *, data: int, weight: int, bias: int | None, in_axis: int, out_axis: int,
-                    inputs: Ids, outputs: Ids, groups: int = 1) -> None:  # fmt: skip
+    def contraction(
+        self,
+        *,
+        data: int,
+        weight: int,
+        bias: int | None,
+        in_axis: int,
+        out_axis: int,
+        inputs: Ids,
+        outputs: Ids,
+        groups: int = 1,
+    ) -> None:
         self.builder.contractions.append(
             Contraction(self.index, data, weight, bias, in_axis, out_axis, inputs, outputs, groups)
         )
@@ -401,8 +437,9 @@ def solve(builder: MapBuilder) -> ChannelMap:
         frozen=frozen,
         reasons=reasons,
         contractions=tuple(
-            Contraction(c.node, c.data, c.weight, c.bias, c.in_axis, c.out_axis,
-                        group[c.inputs], group[c.outputs], c.groups)
+            Contraction(
+                c.node, c.data, c.weight, c.bias, c.in_axis, c.out_axis, group[c.inputs], group[c.outputs], c.groups
+            )
             for c in builder.contractions
         ),
         macs=_grouped_terms(builder.macs, group),

@@ -59,15 +59,27 @@ def _shapes(_ctx: click.Context, _param: click.Parameter, values: Sequence[str])
 
 
 _PATH = click.Path(path_type=Path)
-_provider = click.option("--provider", type=click.Choice(get_args(Provider)), default="auto", show_default=True,
-                         help="Where models run: auto is CUDA where it works, else the CPU.")  # fmt: skip
-_shape = click.option("--shape", "shapes", multiple=True, callback=_shapes, metavar="NAME=1,3,224,224",
-                      help="Sizes of an input with open dimensions; guessed without it.")  # fmt: skip
+_provider = click.option(
+    "--provider",
+    type=click.Choice(get_args(Provider)),
+    default="auto",
+    show_default=True,
+    help="Where models run: auto is CUDA where it works, else the CPU.",
+)
+_shape = click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    callback=_shapes,
+    metavar="NAME=1,3,224,224",
+    help="Sizes of an input with open dimensions; guessed without it.",
+)
 _seed = click.option("--seed", type=int, default=0, show_default=True, help="Of random inputs and --method random.")
 _verbose = click.option("-v", "--verbose", count=True, help="More detail; -vv shows tracebacks.")
 _keep = click.option("--keep", multiple=True, metavar="GLOB", help="Names of nodes or tensors to leave alone.")
-_renorm = click.option("--allow-renorm", is_flag=True,
-                       help="Also prune channels that a normalisation runs over (then not exact).")  # fmt: skip
+_renorm = click.option(
+    "--allow-renorm", is_flag=True, help="Also prune channels that a normalisation runs over (then not exact)."
+)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -114,17 +126,37 @@ def _same(a: Path, b: Path) -> bool:
 @_cli.command("prune")
 @click.argument("model", type=_PATH)
 @click.option("-o", "--output", type=_PATH, help="Where to write; default: MODEL with .pruned.onnx.")
-@click.option("-s", "--sparsity", type=float, metavar="S",
-              help="Share to remove, 0 ≤ S < 1. Without it: lossless, only what provably does not matter goes.")
-@click.option("--measure", type=click.Choice(MEASURES), default="weights", show_default=True,
-              help="What S counts: stored elements of rank ≥ 2, multiply-accumulates, or kernel slices.")
-@click.option("--method", type=click.Choice(list(METHODS)), default="lean", show_default=True, help="How channels are ranked.")
-@click.option("--granularity", type=click.Choice(["channel", "kernel"]), default="channel", show_default=True,
-              help="What is removed; kernel is not available yet.")
+@click.option(
+    "-s",
+    "--sparsity",
+    type=float,
+    metavar="S",
+    help="Share to remove, 0 ≤ S < 1. Without it: lossless, only what provably does not matter goes.",
+)
+@click.option(
+    "--measure",
+    type=click.Choice(MEASURES),
+    default="weights",
+    show_default=True,
+    help="What S counts: stored elements of rank ≥ 2, multiply-accumulates, or kernel slices.",
+)
+@click.option(
+    "--method", type=click.Choice(list(METHODS)), default="lean", show_default=True, help="How channels are ranked."
+)
+@click.option(
+    "--granularity",
+    type=click.Choice(["channel", "kernel"]),
+    default="channel",
+    show_default=True,
+    help="What is removed; kernel is not available yet.",
+)
 @_keep
-@click.option("--align", metavar="auto|N|none",
-              help="Steps that kept channel counts fall on; auto (default with --sparsity): the block of the target's "
-              "kernels; none: the default of lossless mode.")
+@click.option(
+    "--align",
+    metavar="auto|N|none",
+    help="Steps that kept channel counts fall on; auto (default with --sparsity): the block of the target's "
+    "kernels; none: the default of lossless mode.",
+)
 @_renorm
 @click.option("--plan", "plan_file", type=_PATH, help="Apply this plan instead of choosing.")
 @click.option("--save-plan", type=_PATH, help="Write the plan as JSON.")
@@ -139,9 +171,23 @@ def _same(a: Path, b: Path) -> bool:
 @_seed
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @_verbose
-def _prune(model: Path, output: Path | None, plan_file: Path | None, save_plan: Path | None, emit_masked: Path | None,
-           report_file: Path | None, shapes: dict[str, tuple[int, ...]], provider: Provider, no_verify: bool, bench: bool,
-           threads: int, force: bool, quiet: bool, verbose: int, **chosen: Any) -> None:  # fmt: skip
+def _prune(
+    model: Path,
+    output: Path | None,
+    plan_file: Path | None,
+    save_plan: Path | None,
+    emit_masked: Path | None,
+    report_file: Path | None,
+    shapes: dict[str, tuple[int, ...]],
+    provider: Provider,
+    no_verify: bool,
+    bench: bool,
+    threads: int,
+    force: bool,
+    quiet: bool,
+    verbose: int,
+    **chosen: Any,
+) -> None:
     """Prune MODEL: physically remove channels, check the result on ONNX Runtime, write it."""
     Options(**chosen, provider=provider).check()
     files = _Files(model, output or default_output(model), emit_masked, save_plan, report_file, force)
@@ -151,14 +197,25 @@ def _prune(model: Path, output: Path | None, plan_file: Path | None, save_plan: 
     files.check()
     with terminal.progress() as progress:
         result = prune(source, **chosen, plan=plan, check=False, provider=provider, progress=progress)
-        result, latencies = _written(result, files, progress, shapes, provider, no_verify, bench, threads, chosen["seed"])
+        result, latencies = _written(
+            result, files, progress, shapes, provider, no_verify, bench, threads, chosen["seed"]
+        )
     terminal.summary(result, files.out, latencies)
     if report_file:
         _write(report_file, json.dumps(report_json(result, files.out, latencies), indent=1))
 
 
-def _written(result: Result, files: _Files, progress: Callable[[str], None], shapes: dict[str, tuple[int, ...]],
-             provider: Provider, no_verify: bool, bench: bool, threads: int, seed: int) -> tuple[Result, list[Latency]]:  # fmt: skip
+def _written(
+    result: Result,
+    files: _Files,
+    progress: Callable[[str], None],
+    shapes: dict[str, tuple[int, ...]],
+    provider: Provider,
+    no_verify: bool,
+    bench: bool,
+    threads: int,
+    seed: int,
+) -> tuple[Result, list[Latency]]:
     """Verify and time the staged file, then put everything in place."""
     found: list[Any] = [result, []]
 
@@ -166,8 +223,15 @@ def _written(result: Result, files: _Files, progress: Callable[[str], None], sha
         progress("verifying on ONNX Runtime")
         found[0] = result.verified(staged, provider=provider, shapes=shapes, seed=seed)
         progress("timing")
-        found[1] = benchmark([files.model, staged], shapes=shapes, threads=threads, provider=provider, memory=bench,
-                             seconds=5.0 if bench else _QUICK_SECONDS, seed=seed)  # fmt: skip
+        found[1] = benchmark(
+            [files.model, staged],
+            shapes=shapes,
+            threads=threads,
+            provider=provider,
+            memory=bench,
+            seconds=5.0 if bench else _QUICK_SECONDS,
+            seed=seed,
+        )
 
     progress("writing")
     if files.masked:
@@ -236,7 +300,9 @@ def _bench(models: tuple[Path, ...], as_json: bool, verbose: int, **options: Any
 @_cli.command("verify")
 @click.argument("a", type=_PATH)
 @click.argument("b", type=_PATH)
-@click.option("--inputs", "given", type=_PATH, multiple=True, help="Inputs to run: .npz, .pb or a folder of an ONNX test set.")
+@click.option(
+    "--inputs", "given", type=_PATH, multiple=True, help="Inputs to run: .npz, .pb or a folder of an ONNX test set."
+)
 @click.option("--samples", type=int, default=2, show_default=True, help="How many random inputs.")
 @click.option("--rtol", type=float, help="Largest error allowed, as a share of an output's scale; default: by type.")
 @_shape
@@ -294,7 +360,9 @@ def _run(arguments: list[str]) -> int:
         if any(argument.startswith("-vv") for argument in arguments):
             traceback.print_exc()
         first = (str(error).splitlines() or [""])[0]
-        return _fail(f"a fault in onnxprune ({type(error).__name__}: {first}); nothing was written; please report it with -vv", 1)
+        return _fail(
+            f"a fault in onnxprune ({type(error).__name__}: {first}); nothing was written; please report it with -vv", 1
+        )
 
 
 def _fail(message: str, code: int) -> int:

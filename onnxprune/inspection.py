@@ -52,14 +52,14 @@ class Inspection:
             "reachable_sparsity": dict(self.reach),
             "weights": {"total": self.census.total, "prunable": self.census.free, "frozen": frozen},
             "layers": [
-                asdict(layer) | asdict(channels)
-                for layer, channels in zip(self.layers, self.channels, strict=True)
+                asdict(layer) | asdict(channels) for layer, channels in zip(self.layers, self.channels, strict=True)
             ],
         }
 
 
-def inspect(model: ModelProto | str | Path, *, keep: Sequence[str] = (), allow_renorm: bool = False,
-            folder: Path | None = None) -> Inspection:  # fmt: skip
+def inspect(
+    model: ModelProto | str | Path, *, keep: Sequence[str] = (), allow_renorm: bool = False, folder: Path | None = None
+) -> Inspection:
     """Per layer: channels, groups, what is frozen and by which operator; and what sparsity is reachable.
 
     Args:

@@ -104,8 +104,10 @@ def what_remains(channel_map: ChannelMap, keep: NDArray[np.bool_]) -> str:
     left: dict[str, int] = {}
     for name, edges in channel_map.constant_uses().items():
         axes = channel_map.uses[edges[0]]
-        count = prod(size if ids is None else int(np.count_nonzero(keep[ids]))
-                     for size, ids in zip(channel_map.graph.constants[name].dims, axes, strict=True))  # fmt: skip
+        count = prod(
+            size if ids is None else int(np.count_nonzero(keep[ids]))
+            for size, ids in zip(channel_map.graph.constants[name].dims, axes, strict=True)
+        )
         if is_weight(channel_map.graph.constants[name]) and count:
             cause = _weight_cause(channel_map, edges[0])
             words = f"channels frozen by {cause.operator} ({cause.reason})" if cause else "one channel per layer"
@@ -116,7 +118,8 @@ def what_remains(channel_map: ChannelMap, keep: NDArray[np.bool_]) -> str:
     if not left:
         return "nothing can leave"
     words, count = max(left.items(), key=lambda item: (item[1], item[0]))
-    return f"of the weights that must stay, {count / sum(left.values()):.0%} hang on {words}; 'onnxprune inspect' lists all"
+    share = count / sum(left.values())
+    return f"of the weights that must stay, {share:.0%} hang on {words}; 'onnxprune inspect' lists all"
 
 
 def census(channel_map: ChannelMap) -> Census:
@@ -128,9 +131,14 @@ def census(channel_map: ChannelMap) -> Census:
         if not is_weight(channel_map.graph.constants[name]):
             continue
         axes = channel_map.uses[edges[0]]
-        sizes = [size if ids is None else len(ids) for size, ids in zip(channel_map.graph.constants[name].dims, axes, strict=True)]
-        stuck = [size if ids is None else int(np.count_nonzero(channel_map.frozen[ids]))
-                 for size, ids in zip(sizes, axes, strict=True)]  # fmt: skip
+        sizes = [
+            size if ids is None else len(ids)
+            for size, ids in zip(channel_map.graph.constants[name].dims, axes, strict=True)
+        ]
+        stuck = [
+            size if ids is None else int(np.count_nonzero(channel_map.frozen[ids]))
+            for size, ids in zip(sizes, axes, strict=True)
+        ]
         held = prod(stuck)
         free += prod(sizes) - held
         if held:
@@ -164,7 +172,11 @@ def _unlabelled(channel_map: ChannelMap) -> dict[Frozen, int]:
         if is_weight(tensor) and name not in labelled:
             readers = graph.consumers.get(name, [])
             node = graph.nodes[readers[0][0]] if readers else None
-            cause = Frozen(node_name(node), node.op_type, "reads it as a whole") if node else Frozen("", "nobody", "not read")
+            cause = (
+                Frozen(node_name(node), node.op_type, "reads it as a whole")
+                if node
+                else Frozen("", "nobody", "not read")
+            )
             found[cause] = found.get(cause, 0) + prod(tensor.dims)
     for node in graph.nodes:
         inside = _inside(node)

@@ -1,6 +1,6 @@
 """The main job: model in, smaller model out, every step a plain value.
 
-    load → channel map → (dead channels) → scores → selection → plan → rewrite → verify
+load → channel map → (dead channels) → scores → selection → plan → rewrite → verify
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a model holds: ``weights`` (see ``onnxprune.measure``), multiply-accumulates and kernel slices of one run."""
+    """What a model holds: ``weights`` (see ``onnxprune.measure``), multiply-accumulates of one run, kernel slices."""
 
     weights: int
     macs: float
@@ -93,9 +93,9 @@ class Sizes:
 class Result:
     """What ``prune`` made.
 
-    ``model``: the pruned model. ``plan``: what left. ``before``/``after``: its sizes. ``layers``: width before and after,
-    layer by layer. ``census``: what is frozen, by cause. ``renormalised``: normalisations computed over fewer channels.
-    ``verification``: pruned against its reference, None if not asked for. ``seconds``: time by step.
+    ``model``: the pruned model. ``plan``: what left. ``before``/``after``: its sizes. ``layers``: width before and
+    after, layer by layer. ``census``: what is frozen, by cause. ``renormalised``: normalisations computed over fewer
+    channels. ``verification``: pruned against its reference, None if not asked for. ``seconds``: time by step.
     """
 
     model: ModelProto
@@ -131,8 +131,14 @@ class Result:
         """Write the pruned model, whole or not at all; see ``onnxprune.model_io.save``."""
         return save(self.model, out, source=self.source, check=check)
 
-    def verified(self, candidate: ModelProto | Path | None = None, *, provider: Provider = "auto",
-                 shapes: Shapes | None = None, seed: int = 0) -> Result:  # fmt: skip
+    def verified(
+        self,
+        candidate: ModelProto | Path | None = None,
+        *,
+        provider: Provider = "auto",
+        shapes: Shapes | None = None,
+        seed: int = 0,
+    ) -> Result:
         """Run the reference and the pruned model (or the file it was written to) on random inputs and compare.
 
         A model that computes normalisations over fewer channels is expected to differ: that is only reported.
@@ -145,11 +151,24 @@ class Result:
         return replace(self, verification=found)
 
 
-def prune(model: ModelProto | LoadedModel | str | Path, *, sparsity: float | None = None, measure: Measure = "weights", method: str = "lean",
-          granularity: Literal["channel", "kernel"] = "channel", keep: Sequence[str] = (), align: str | None = None,
-          allow_renorm: bool = False, seed: int = 0, plan: Plan | None = None, check: bool = True,
-          provider: Provider = "auto", shapes: Shapes | None = None, folder: Path | None = None,
-          progress: Progress | None = None) -> Result:  # fmt: skip
+def prune(
+    model: ModelProto | LoadedModel | str | Path,
+    *,
+    sparsity: float | None = None,
+    measure: Measure = "weights",
+    method: str = "lean",
+    granularity: Literal["channel", "kernel"] = "channel",
+    keep: Sequence[str] = (),
+    align: str | None = None,
+    allow_renorm: bool = False,
+    seed: int = 0,
+    plan: Plan | None = None,
+    check: bool = True,
+    provider: Provider = "auto",
+    shapes: Shapes | None = None,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> Result:
     """Remove channels from a model.
 
     Args:
@@ -186,7 +205,9 @@ def prune(model: ModelProto | LoadedModel | str | Path, *, sparsity: float | Non
     proto = model if isinstance(model, ModelProto) else source.proto  # type: ignore[union-attr]
     options = Options(sparsity, measure, method, granularity, tuple(keep), align, allow_renorm, seed, provider)
     if plan is not None:
-        options = Options(plan.sparsity, plan.measure, options.method, "channel", plan.keep, align, plan.allow_renorm, seed, provider)  # type: ignore[arg-type]
+        options = Options(
+            plan.sparsity, plan.measure, options.method, "channel", plan.keep, align, plan.allow_renorm, seed, provider
+        )  # type: ignore[arg-type]
     options.check()
     clock = _Clock(progress or (lambda _: None))
     with clock("reading the channels"):
@@ -195,6 +216,8 @@ def prune(model: ModelProto | LoadedModel | str | Path, *, sparsity: float | Non
     with clock("looking for dead channels"):
         nonzero = nonzero_slices(channel_map)
         dead = dead_groups(channel_map, nonzero, merge=options.sparsity is None)
+        if plan is not None:  # what it keeps goes on carrying its constants
+            dead = replace(dead, keep=dead.keep | keep_of(original, plan))
         folded = fold(channel_map, dead)
         if folded is not proto:
             channel_map = map_channels(folded, options, folder)
@@ -258,8 +281,15 @@ def _matching(graph: Graph, patterns: Sequence[str]) -> set[str]:
     return found
 
 
-def _choose(channel_map: ChannelMap, dead: Dead, blocks: Blocks, options: Options, plan: Plan | None,
-            original: ChannelMap, clock: _Clock) -> tuple[BoolArray, Plan]:  # fmt: skip
+def _choose(
+    channel_map: ChannelMap,
+    dead: Dead,
+    blocks: Blocks,
+    options: Options,
+    plan: Plan | None,
+    original: ChannelMap,
+    clock: _Clock,
+) -> tuple[BoolArray, Plan]:
     """The groups to keep, and the plan that says so in the terms of the original model.
 
     With a sparsity, constants of dead channels have moved into existing biases only (``merge=False``): the masked
@@ -278,12 +308,20 @@ def _choose(channel_map: ChannelMap, dead: Dead, blocks: Blocks, options: Option
         scores = np.where(dead.keep, method.scores(channel_map), -np.inf)
     with clock("selecting"):
         keep = _selected(channel_map, dead, blocks, scores, options, original)
-    base = Plan(options.method, options.measure, options.granularity, options.sparsity, options.allow_renorm, options.keep)
+    base = Plan(
+        options.method, options.measure, options.granularity, options.sparsity, options.allow_renorm, options.keep
+    )
     return keep, plan_of(original, keep, ~dead.keep, base)
 
 
-def _selected(channel_map: ChannelMap, dead: Dead, blocks: Blocks, scores: NDArray[np.floating], options: Options,
-              original: ChannelMap) -> BoolArray:  # fmt: skip
+def _selected(
+    channel_map: ChannelMap,
+    dead: Dead,
+    blocks: Blocks,
+    scores: NDArray[np.floating],
+    options: Options,
+    original: ChannelMap,
+) -> BoolArray:
     cost = cost_of(channel_map, options.measure)
     alignment: Alignment = parse_alignment(options.align or "auto", options.provider)
     assert options.sparsity is not None
@@ -291,10 +329,9 @@ def _selected(channel_map: ChannelMap, dead: Dead, blocks: Blocks, scores: NDArr
     if found.cost <= found.budget and (found.whole or not options.sparsity):
         return found.keep
     most = 1 - found.cost / found.whole if found.whole else 0.0
+    wanted, reached = f"sparsity {options.sparsity:g} of {options.measure}", math.floor(most * 1e4) / 1e4
     raise UnreachableError(
-        f"sparsity {options.sparsity:g} of {options.measure} cannot be reached, at most {math.floor(most * 1e4) / 1e4:g} can: "
-        f"{what_remains(original, found.keep)}",
-        most,
+        f"{wanted} cannot be reached, at most {reached:g} can: {what_remains(original, found.keep)}", most
     )
 
 
@@ -314,18 +351,31 @@ def reach(channel_map: ChannelMap) -> dict[Measure, float]:
     return {measure: reachable(channel_map, cost_of(channel_map, measure)) for measure in MEASURES}
 
 
-def _verified(result: Result, candidate: ModelProto | Path, provider: Provider, shapes: Shapes | None,
-              seed: int) -> Verification:  # fmt: skip
+def _verified(
+    result: Result, candidate: ModelProto | Path, provider: Provider, shapes: Shapes | None, seed: int
+) -> Verification:
     with TemporaryDirectory(prefix="onnxprune-") as scratch:
         reference = _as_runnable(result, result.reference, Path(scratch) / "reference.onnx")
         tried = _as_runnable(result, candidate, Path(scratch) / "pruned.onnx")
         inside = [name for name in squashed_tensors(result.reference) if _is_unchanged(result.channel_map, name)]
-        found = verify(reference, tried, provider=provider, shapes=shapes, seed=seed, folder=result.folder, inside=inside)
+        found = verify(
+            reference, tried, provider=provider, shapes=shapes, seed=seed, folder=result.folder, inside=inside
+        )
         expected = bool(result.plan.allow_renorm and result.renormalised)
         if not found.ok and not expected and not found.interface:
-            noise = rounding(reference, found, provider=provider, shapes=shapes, seed=seed, folder=result.folder, inside=inside)
-            found = verify(reference, tried, provider=provider, shapes=shapes, seed=seed, folder=result.folder,
-                           inside=inside, rtol=max(found.rtol, _ROUNDING * noise))  # fmt: skip
+            noise = rounding(
+                reference, found, provider=provider, shapes=shapes, seed=seed, folder=result.folder, inside=inside
+            )
+            found = verify(
+                reference,
+                tried,
+                provider=provider,
+                shapes=shapes,
+                seed=seed,
+                folder=result.folder,
+                inside=inside,
+                rtol=max(found.rtol, _ROUNDING * noise),
+            )
     if not found.ok and not expected:
         raise VerificationError(
             f"the pruned model does not agree with its reference, nothing was written: {found}; "

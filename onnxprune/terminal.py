@@ -60,7 +60,11 @@ class Terminal:
             table.add_row("file", _bytes(before), _bytes(after), _ratio(before, after))
         if len(latencies) == 2:
             a, b = latencies
-            name = f"latency ({a.provider}, {a.threads} thread{'s' * (a.threads != 1)})" if a.threads else f"latency ({a.provider})"
+            name = (
+                f"latency ({a.provider}, {a.threads} thread{'s' * (a.threads != 1)})"
+                if a.threads
+                else f"latency ({a.provider})"
+            )
             table.add_row(name, f"{a.p50_ms:.3g} ms", f"{b.p50_ms:.3g} ms", f"{b.speedup:.2f} × as fast")
         self.console.print(table)
         self._agreement(result)
@@ -77,7 +81,10 @@ class Terminal:
             self.console.print("not verified (--no-verify)")
             return
         shapes = ", ".join(f"{name} {list(shape)}" for name, shape in found.shapes[0].items()) if found.shapes else ""
-        self.console.print(f"largest output error against {against}: {found.error:.1e} of the output's scale ({found.provider}; {shapes})")
+        self.console.print(
+            f"largest output error against {against}: {found.error:.1e} of the output's scale "
+            f"({found.provider}; {shapes})"
+        )
 
     def _bars(self, layers: Sequence[Layer]) -> None:
         """Widths before and after of the layers that were widest, or with -v of all."""
@@ -111,16 +118,28 @@ class Terminal:
             table.add_column(name, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
         for layer, channels in zip(found.layers, found.channels, strict=True):
             table.add_row(
-                _short(layer.name, 30), layer.operator, str(layer.inputs), str(layer.outputs), str(layer.groups_free),
-                str(channels.accessible), str(channels.coaccessible), str(channels.dead), _count(layer.weights), layer.frozen_by,
-            )  # fmt: skip
+                _short(layer.name, 30),
+                layer.operator,
+                str(layer.inputs),
+                str(layer.outputs),
+                str(layer.groups_free),
+                str(channels.accessible),
+                str(channels.coaccessible),
+                str(channels.dead),
+                _count(layer.weights),
+                layer.frozen_by,
+            )
         self.console.print(table)
-        self.console.print("groups: coupled channels that may leave; acc, co-acc: output channels reached from an input, reaching an output")
+        self.console.print(
+            "groups: coupled channels that may leave; acc, co-acc: output channels reached from an input, "
+            "reaching an output"
+        )
         self._shares(found.census)
         sizes = found.sizes
         self.console.print(
-            f"{path}: {_count(sizes.weights)} weights, {_count(sizes.macs)} MACs, {_count(sizes.kernels)} kernel slices; "
-            "reachable sparsity " + ", ".join(f"{share:.4f} of {measure}" for measure, share in found.reach.items())
+            f"{path}: {_count(sizes.weights)} weights, {_count(sizes.macs)} MACs, "
+            f"{_count(sizes.kernels)} kernel slices; reachable sparsity "
+            + ", ".join(f"{share:.4f} of {measure}" for measure, share in found.reach.items())
         )
 
     def _shares(self, census: Census) -> None:
@@ -137,13 +156,21 @@ class Terminal:
             table.add_column(name, justify="left" if name == "model" else "right", overflow="fold")
         for each in found:
             table.add_row(
-                each.model, f"{each.p50_ms:.3f}", f"{each.p90_ms:.3f}", f"{each.p99_ms:.3f}", f"{each.throughput:.4g}",
-                f"{each.speedup:.2f}", _bytes(each.stored_bytes), "" if each.peak_bytes is None else _bytes(each.peak_bytes),
-            )  # fmt: skip
+                each.model,
+                f"{each.p50_ms:.3f}",
+                f"{each.p90_ms:.3f}",
+                f"{each.p99_ms:.3f}",
+                f"{each.throughput:.4g}",
+                f"{each.speedup:.2f}",
+                _bytes(each.stored_bytes),
+                "" if each.peak_bytes is None else _bytes(each.peak_bytes),
+            )
         self.console.print(table)
         first = found[0]
         shapes = ", ".join(f"{name} {list(shape)}" for name, shape in first.shapes.items())
-        self.console.print(f"{first.provider}, threads {first.threads or 'auto'}, {first.rounds} interleaved runs each; {shapes}")
+        self.console.print(
+            f"{first.provider}, threads {first.threads or 'auto'}, {first.rounds} interleaved runs each; {shapes}"
+        )
 
 
 def _count(value: float) -> str:

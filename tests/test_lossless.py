@@ -8,8 +8,10 @@ constants leave where all readers can take them over, and under zero padding int
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ Floats = NDArray[np.float32]
 def numbers(name: str, *shape: int) -> Floats:
     """Random weights of a sensible size, the same for the same name."""
     rng = np.random.default_rng(sum(map(ord, name)))
-    return (rng.standard_normal(shape) / np.sqrt(max(np.prod(shape[1:]), 1))).astype(np.float32)
+    return np.asarray(rng.standard_normal(shape) / max(prod(shape[1:]), 1) ** 0.5, np.float32)
 
 
 def zeroed(values: Floats, *places: Any) -> Floats:
@@ -84,9 +86,11 @@ def read(name: str, body: str, end: Mapping[str, tuple[int, ...]], opset: int = 
     return image(name, f"{body} {READ}", end, opset, **{"v": V1, **weights})
 
 
-def norm(**changed: Floats) -> dict[str, Floats]:
-    held = {"gain": np.ones(8), "shift": numbers("shift", 8), "mean": numbers("mean", 8), "var": np.ones(8)}
-    return {name: np.asarray(changed.get(name, values), np.float32) for name, values in held.items()}
+AFFINE: dict[str, Any] = {"gain": np.ones(8, np.float32), "shift": numbers("shift", 8)}
+NORMED: dict[str, Any] = AFFINE | {"mean": numbers("mean", 8), "var": np.ones(8, np.float32)}
+NO_GAIN: dict[str, Any] = NORMED | {"gain": np.array([1, 1, 1, 0, 1, 1, 1, 1], np.float32)}
+EDGES: dict[str, Any] = {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
+TWICE: dict[str, Any] = {"scales": np.array([1, 1, 2, 2], np.float32)}
 
 
 NORM = "BatchNormalization(r, gain, shift, mean, var)"
@@ -119,8 +123,8 @@ READERS = [
     vector("MatMul", "y = MatMul(p, v)", {"v": (5, 4)}, v=numbers("v", 8, 4)),
     vector("MatMul whose names are taken", "h_bias_folded = MatMul(p, v) h_unbiased_folded = Relu(h_bias_folded) "
            "h = MatMul(h_unbiased_folded, u) y = Neg(h)", {"v": (5, 4)}, v=numbers("v", 8, 4), u=numbers("u", 4, 4)),
-    vector("MatMul without a name to take", "h = MatMul(p, v) h_bias_folded = Neg(h) y = Relu(h_bias_folded)", {"v": (5, 4)},
-           v=numbers("v", 8, 4)),
+    vector("MatMul without a name to take", "h = MatMul(p, v) h_bias_folded = Neg(h) y = Relu(h_bias_folded)",
+           {"v": (5, 4)}, v=numbers("v", 8, 4)),
     Case("flattened with its space", model_of(
         f"(float[2,3,8,8] x) => (float[2,4] y) {{ {MAKE} f = Flatten(r) y = Gemm(f, v, c) }}",
         **STEM, v=numbers("v", 8 * 36, 4), c=C), {"v": (5 * 36, 4)}),
@@ -144,25 +148,23 @@ CONSTANTS = [
          high=np.array(1, np.float32)),
     read("LeakyRelu of a negative constant", "z = LeakyRelu(a)", FIVE),
     read("steps are not trusted", "z = Ceil(r)", SEVEN),
-    read("normalised", f"z = {NORM}", FIVE, **norm()),
-    read("normalised by a gain of zero", f"z = {NORM}", {"v": (4, 4, 1, 1)}, **norm(gain=np.array([1, 1, 1, 0, 1, 1, 1, 1]))),
-    read("instance normalisation", "z = InstanceNormalization(r, gain, shift)", FIVE,
-         **{name: norm()[name] for name in ("gain", "shift")}),
+    read("normalised", f"z = {NORM}", FIVE, **NORMED),
+    read("normalised by a gain of zero", f"z = {NORM}", {"v": (4, 4, 1, 1)}, **NO_GAIN),
+    read("instance normalisation", "z = InstanceNormalization(r, gain, shift)", FIVE, **AFFINE),
     read("max pool, padded", "z = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(r)", FIVE),
     read("average pool, padded", "z = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(r)", FIVE),
-    read("average pool that counts the padding", "z = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1>(r)",
-         SEVEN),
+    read("average pool that counts the padding",
+         "z = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1>(r)", SEVEN),
     read("average pool that counts beyond the edge",
          "z = AveragePool<kernel_shape=[3,3], strides=[2,2], ceil_mode=1, count_include_pad=1>(r)", SEVEN),
     read("averaged by a ReduceMean", "z = ReduceMean<axes=[2,3]>(r)", FIVE),
-    read("padded with zeros", "z = Pad(r, pads)", SEVEN, pads=np.array([0, 0, 1, 1, 0, 0, 1, 1])),
-    read("padded with itself", 'z = Pad<mode="edge">(r, pads)', FIVE, pads=np.array([0, 0, 1, 1, 0, 0, 1, 1])),
-    read("padded with ones", "z = Pad(r, pads, one)", EIGHT, pads=np.array([0, 0, 1, 1, 0, 0, 1, 1]), one=np.array(1, np.float32)),
-    read("resized", 'z = Resize<mode="linear">(r, , scales)', FIVE, scales=np.array([1, 1, 2, 2], np.float32)),
+    read("padded with zeros", "z = Pad(r, pads)", SEVEN, **EDGES),
+    read("padded with itself", 'z = Pad<mode="edge">(r, pads)', FIVE, **EDGES),
+    read("padded with ones", "z = Pad(r, pads, one)", EIGHT, one=np.array(1, np.float32), **EDGES),
+    read("resized", 'z = Resize<mode="linear">(r, , scales)', FIVE, **TWICE),
     read("resized beyond the image",
          'z = Resize<mode="linear", coordinate_transformation_mode="tf_crop_and_resize", extrapolation_value=3.0>'
-         "(r, roi, scales)", EIGHT, roi=np.array([0, 0, -1, -1, 1, 1, 2, 2], np.float32),
-         scales=np.array([1, 1, 2, 2], np.float32)),
+         "(r, roi, scales)", EIGHT, roi=np.array([0, 0, -1, -1, 1, 1, 2, 2], np.float32), **TWICE),
     read("constant operands", "s = Mul(r, k) z = Add(s, l)", FIVE, k=numbers("k", 8, 1, 1), l=numbers("l", 1, 8, 1, 1)),
     read("an operand that varies in space", "z = Add(r, k)", EIGHT, k=numbers("k", 1, 8, 6, 6)),
     read("zero × live", "l = Conv(x, o) z = Mul(r, l)", SEVEN, o=numbers("o", 8, 3, 3, 3)),
@@ -213,7 +215,7 @@ ALIVE = [
         w=numbers("w", 1, 32, 6), r=numbers("r", 1, 32, 8), v=zeroed(numbers("v", 8, 4), 0, 1)), {"v": (8, 4)}),
     Case("another axis as long as the channels", model_of(
         "(float[1,3,10,10] x) => (float[1,4,8,8] y) { a = Conv(x, w, b) r = Relu(a) t = Transpose<perm=[0,2,3,1]>(r) "
-        "n = BatchNormalization(t, gain, shift, mean, var) y = Conv(n, v) }", **STEM, **norm(), v=V1), EIGHT),
+        "n = BatchNormalization(t, gain, shift, mean, var) y = Conv(n, v) }", **STEM, **NORMED, v=V1), EIGHT),
     Case("indices of a max pool", model_of(
         "(float[1,3,8,8] x) => (float[1,4,3,3] y) { a = Conv(x, w, b) r = Relu(a) "
         "p, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(r) f = Cast<to=1>(i) k = Mul(f, k0) y = Conv(k, v) }",
@@ -409,21 +411,20 @@ def padded_nets(draw: st.DrawFn) -> ModelProto:
     for layer in range(draw(st.integers(2, 4))):
         made = draw(st.sampled_from([4, 6]))
         kernel, pad, stride = draw(st.sampled_from([(1, 0, 1), (3, 1, 1), (3, 0, 1), (3, 1, 2), (3, 2, 1)]))
-        w = rng.standard_normal((made, wide, kernel, kernel)).astype(np.float32) / np.sqrt(wide * kernel**2)
+        w = rng.standard_normal((made, wide, kernel, kernel)) / np.sqrt(wide * kernel**2)
         w[rng.random(made) < draw(st.sampled_from([0.0, 0.5, 0.9]))] = 0
-        weights[f"w{layer}"] = w.astype(np.float32)
-        weights[f"b{layer}"] = rng.choice([0.0, 0.5, -0.5, 2.0, 1e-6], made).astype(np.float32)
+        weights |= {f"w{layer}": w, f"b{layer}": rng.choice([0.0, 0.5, -0.5, 2.0, 1e-6], made)}
+        weights |= {f"{name}{layer}": rng.standard_normal(made) for name in ("h", "m")}
+        weights |= {f"g{layer}": rng.choice([0.0, 1.0, -2.0], made), f"v{layer}": rng.random(made) + 0.1}
         bias = draw(st.sampled_from([f", b{layer}", f", b{layer}", ""]))
-        lines.append(f"c{layer} = Conv<pads=[{pad},{pad},{pad},{pad}], strides=[{stride},{stride}]>({tensor}, w{layer}{bias})")
+        shape = f"pads=[{pad},{pad},{pad},{pad}], strides=[{stride},{stride}]"
         step = draw(st.sampled_from(sorted(STEPS)))
-        for name, width in (("g", made), ("h", made), ("m", made), ("v", made)):
-            weights[f"{name}{layer}"] = (np.abs if name == "v" else np.asarray)(rng.standard_normal(width)).astype(np.float32)
-        weights[f"g{layer}"][rng.random(made) < 0.3] = 0
-        lines.append(STEPS[step].replace("#", str(layer)))
+        lines += [f"c{layer} = Conv<{shape}>({tensor}, w{layer}{bias})", STEPS[step].replace("#", str(layer))]
         tensor, wide = f"t{layer}", 2 * made if step == "concatenated" else made
-    weights["w"] = rng.standard_normal((2, wide, 1, 1)).astype(np.float32)
+    weights["w"] = rng.standard_normal((2, wide, 1, 1))
     text = f"(float[1,3,12,12] x) => (float[A,B,C,D] y) {{ {' '.join(lines)} y = Conv({tensor}, w) }}"
-    return model_of(text, **{name: held for name, held in weights.items() if f" {name}" in text or f"{name})" in text})
+    read = {name: held.astype(np.float32) for name, held in weights.items() if re.search(rf"[ (]{name}[,)]", text)}
+    return model_of(text, **read)
 
 
 STEPS = {

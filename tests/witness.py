@@ -68,7 +68,8 @@ def feeds(model: Model, seed: int = 0, sizes: Mapping[str, tuple[int, ...]] | No
                 d.dim_value or (_OPEN_SIZE if axis else _OPEN_BATCH) for axis, d in enumerate(held.shape.dim)
             )
             dtype = onnx.helper.tensor_dtype_to_np_dtype(held.elem_type)
-            drawn = rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 2 if dtype.kind == "b" else 3, shape)
+            high = 2 if dtype.kind == "b" else 3
+            drawn = rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, high, shape)
             found[value.name] = np.asarray(drawn, dtype)
     return found
 

@@ -16,8 +16,10 @@ def einsum(ctx: NodeContext) -> list[Axes]:
     terms, output = _parsed(ctx)
     if terms is None or any(len(set(term)) != len(term) for term in terms) or "." in "".join(terms):
         return ctx.freeze_all("an Einsum with an ellipsis or a repeated letter")
-    places = {letter: [(k, term.index(letter)) for k, term in enumerate(terms) if letter in term]
-              for letter in sorted(set("".join(terms)))}  # fmt: skip
+    places = {
+        letter: [(k, term.index(letter)) for k, term in enumerate(terms) if letter in term]
+        for letter in sorted(set("".join(terms)))
+    }
     if any(len({ctx.shape(k)[axis] for k, axis in held}) > 1 for held in places.values()):
         return ctx.freeze_all("an Einsum that broadcasts an axis of size 1")
     summed = [letter for letter in places if letter not in output]
@@ -87,6 +89,13 @@ def _edges(ctx: NodeContext, weight: int, terms: list[str], output: str, ids: di
     in_axis, out_axis = terms[weight].index(summed[0]), terms[weight].index(own[0])
     inputs, outputs = axes[in_axis], axes[out_axis]
     if inputs is not None and outputs is not None:
-        ctx.contraction(data=1 - weight, weight=weight, bias=None, in_axis=in_axis, out_axis=out_axis,
-                        inputs=inputs, outputs=outputs)  # fmt: skip
+        ctx.contraction(
+            data=1 - weight,
+            weight=weight,
+            bias=None,
+            in_axis=in_axis,
+            out_axis=out_axis,
+            inputs=inputs,
+            outputs=outputs,
+        )
         ctx.slices(1.0, (ids[summed[0]], len(inputs)), (ids[own[0]], len(outputs)))

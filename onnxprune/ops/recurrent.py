@@ -47,8 +47,9 @@ def recurrent(ctx: NodeContext) -> list[Axes]:
             ctx.unify(ctx.axes(k)[1], np.tile(units, repeats))
     for k in stored:
         ctx.mask(k)
-    ctx.contraction(data=0, weight=1, bias=None, in_axis=2, out_axis=1,
-                    inputs=w[2] if inputs is None else inputs, outputs=units)  # fmt: skip
+    ctx.contraction(
+        data=0, weight=1, bias=None, in_axis=2, out_axis=1, inputs=w[2] if inputs is None else inputs, outputs=units
+    )
     ctx.need(units, inputs)
     _costs(ctx, inputs, units, hidden, gates)
     return _outputs(ctx, units)

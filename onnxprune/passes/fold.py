@@ -188,7 +188,7 @@ def _takes_over(channel_map: ChannelMap, c: Contraction, merge: bool) -> bool:
         return merge and c.weight == 1 and len(channel_map.graph.constants[node.input[1]].dims) == 2
     if merge and node.op_type == "Conv" and is_padded(node):
         return True
-    return _has_bias_place(channel_map, c)
+    return _has_bias_place(channel_map, c, 2 if merge else 1)
 
 
 def _is_own(channel_map: ChannelMap, name: str) -> bool:

@@ -63,8 +63,9 @@ def _axes(channel_map: ChannelMap, edge: Edge) -> Axes:
     return channel_map.uses.get(edge, ())
 
 
-def _zero(channel_map: ChannelMap, edge: Edge, axis: int, gone: NDArray[np.bool_],
-          shape: tuple[int, ...]) -> NDArray[np.generic] | int:  # fmt: skip
+def _zero(
+    channel_map: ChannelMap, edge: Edge, axis: int, gone: NDArray[np.bool_], shape: tuple[int, ...]
+) -> NDArray[np.generic] | int:
     """Zero, which for a quantised weight is its zero point."""
     node = channel_map.graph.nodes[edge[0]]
     if node.op_type != "DequantizeLinear" or len(node.input) < 3 or not node.input[2]:

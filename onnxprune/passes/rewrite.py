@@ -254,8 +254,13 @@ class _Rewriter:
         """Constants that edits made."""
         seen: set[str] = set()
         alive = [self.view[i] for i in range(len(self.view)) if i in self.touched and i not in self.dropped]
-        inserted = [n for place in (self.edits.before, self.edits.after) for i in sorted(place) for n in place[i]
-                    if i not in self.dropped]  # fmt: skip
+        inserted = [
+            n
+            for place in (self.edits.before, self.edits.after)
+            for i in sorted(place)
+            for n in place[i]
+            if i not in self.dropped
+        ]
         for node in (*alive, *inserted):
             for tensor in node.inputs:
                 is_new = isinstance(tensor, gs.Constant) and tensor.name not in self.map.graph.constants
@@ -295,9 +300,7 @@ def _add_constants(model: ModelProto, tensors: Sequence[TensorProto]) -> None:
     """Before IR 4 an initializer has to be listed among the inputs too; nobody has to feed it."""
     model.graph.initializer.extend(tensors)
     if model.ir_version < 4:
-        model.graph.input.extend(
-            onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in tensors
-        )
+        model.graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in tensors)
 
 
 def _alike(edges: Iterable[tuple[Edge, tuple[bytes, ...]]]) -> list[list[Edge]]:

@@ -50,8 +50,9 @@ class Selection:
 class _Search:
     """The kept groups as a function of a threshold on the score."""
 
-    def __init__(self, channel_map: ChannelMap, scores: FloatArray, alignment: Alignment,
-                 dead: BoolArray | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, channel_map: ChannelMap, scores: FloatArray, alignment: Alignment, dead: BoolArray | None = None
+    ) -> None:
         self.map = channel_map
         self.banned = np.zeros(channel_map.groups, np.bool_) if dead is None else dead.copy()
         free = channel_map.free[(scores[channel_map.free] < np.inf) & ~self.banned[channel_map.free]]
@@ -149,8 +150,15 @@ def reachable(channel_map: ChannelMap, cost: Cost) -> float:
     return 1 - cost(consistent(channel_map, {}, search.keep(search.at_least), scores)) / total if total else 0.0
 
 
-def select(channel_map: ChannelMap, scores: FloatArray, cost: Cost, sparsity: float, alignment: Alignment,
-           blocks: Blocks | None = None, dead: BoolArray | None = None) -> Selection:  # fmt: skip
+def select(
+    channel_map: ChannelMap,
+    scores: FloatArray,
+    cost: Cost,
+    sparsity: float,
+    alignment: Alignment,
+    blocks: Blocks | None = None,
+    dead: BoolArray | None = None,
+) -> Selection:
     """The best-scored groups whose cost is at most (1 − sparsity) of the whole.
 
     ``blocks``: which kernel slices are not zero (see ``flow``); without them, all are taken to carry a signal.
@@ -176,7 +184,9 @@ def select(channel_map: ChannelMap, scores: FloatArray, cost: Cost, sparsity: fl
 def round_up(channel_map: ChannelMap, keep: BoolArray, alignment: Alignment) -> BoolArray:
     """Keep more groups of a family until its width is one that is not slower than a wider one (bool [groups])."""
     search = _Search(channel_map, keep.astype(np.float64), Alignment(alignment.safe))
-    counts = np.add.reduceat(keep[search.groups].astype(np.int64), search.starts) if len(search.starts) else search.at_least
+    counts = (
+        np.add.reduceat(keep[search.groups].astype(np.int64), search.starts) if len(search.starts) else search.at_least
+    )
     wanted = [int(w[np.searchsorted(w, k)]) for w, k in zip(search.widths, counts, strict=True)]
     return search.keep(np.array(wanted, np.int64)) | keep
 
