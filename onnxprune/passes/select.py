@@ -144,10 +144,15 @@ def consistent(channel_map: ChannelMap, blocks: Blocks, keep: BoolArray, scores:
 
 def reachable(channel_map: ChannelMap, cost: Cost) -> float:
     """The largest share (0..1) of a cost that can be removed with every output still reached."""
+    total = cost(np.ones(channel_map.groups, np.bool_))
+    return 1 - cost(_least(channel_map)) / total if total else 0.0
+
+
+def _least(channel_map: ChannelMap) -> BoolArray:
+    """As little as can be kept, whatever the scores (bool [groups])."""
     scores = np.zeros(channel_map.groups)
     search = _Search(channel_map, scores, Alignment(1))
-    total = cost(np.ones(channel_map.groups, np.bool_))
-    return 1 - cost(consistent(channel_map, {}, search.keep(search.at_least), scores)) / total if total else 0.0
+    return consistent(channel_map, {}, search.keep(search.at_least), scores)
 
 
 def select(
@@ -169,6 +174,7 @@ def select(
     budget = (1 - sparsity) * total
     least = consistent(channel_map, blocks or {}, search.keep(search.at_least), scores)
     if cost(least) > budget:
+        least = min(least, _least(channel_map), key=cost)
         return Selection(least, cost(least), budget, total)
     keep = least
     for _ in range(_ROUNDS):
