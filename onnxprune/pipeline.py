@@ -205,9 +205,7 @@ def prune(
     proto = model if isinstance(model, ModelProto) else source.proto  # type: ignore[union-attr]
     options = Options(sparsity, measure, method, granularity, tuple(keep), align, allow_renorm, seed, provider)
     if plan is not None:
-        options = Options(
-            plan.sparsity, plan.measure, options.method, "channel", plan.keep, align, plan.allow_renorm, seed, provider
-        )  # type: ignore[arg-type]
+        options = replace(options, sparsity=plan.sparsity, keep=plan.keep, allow_renorm=plan.allow_renorm)
     options.check()
     clock = _Clock(progress or (lambda _: None))
     with clock("reading the channels"):

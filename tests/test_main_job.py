@@ -133,10 +133,11 @@ def test_more_than_can_be_reached_says_how_far_one_can_go(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", MODELS)
-def test_what_inspect_calls_reachable_can_be_reached(models: Path, name: str) -> None:
+def test_what_inspect_calls_reachable_can_be_reached(models: Path, name: str, method: str) -> None:
     reachable = onnxprune.inspect(models / f"{name}.onnx").reach["weights"]
-    result = onnxprune.prune(models / f"{name}.onnx", sparsity=reachable - 1e-9, check=False)
+    result = onnxprune.prune(models / f"{name}.onnx", sparsity=reachable - 1e-9, method=method, check=False)
     assert result.after.weights <= (1 - reachable + 1e-9) * result.before.weights + 1e-6
 
 

@@ -1,0 +1,190 @@
+"""Norms of kernel slices against numpy's FFT on a fine grid, and against what a convolution does to signals."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from exactness import model_of
+from numpy.typing import NDArray
+
+from onnxprune.channels import Contraction
+from onnxprune.graph import Graph
+from onnxprune.ops import build_map
+from onnxprune.passes.norms import error_bound, frobenius_block, operator_block, operator_norms, slices
+
+Floats = NDArray[np.float64]
+
+FINE = 256  # points of the grid that is taken for the truth, per axis
+PRECISE = 0.01  # what the grid of the package may miss by
+
+
+def random(*shape: int, seed: int = 0) -> Floats:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def by_fft(kernel: Floats, strides: tuple[int, ...]) -> float:
+    """Largest √Σ|FFT of a phase|² over the phases x ≡ p (mod s) of one kernel."""
+    points = FINE if kernel.ndim < 3 else 64
+    energy: Floats = np.zeros((points,) * kernel.ndim)
+    for phase in product(*(range(s) for s in strides)):
+        part = kernel[tuple(slice(p, None, s) for p, s in zip(phase, strides, strict=True))]
+        if part.size:
+            energy += np.abs(np.fft.fftn(part, energy.shape, range(part.ndim))) ** 2
+    return float(np.sqrt(energy.max()))
+
+
+KERNELS: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
+    ((3,), (1,)),
+    ((5,), (2,)),
+    ((4,), (4,)),
+    ((3, 3), (1, 1)),
+    ((3, 3), (2, 2)),
+    ((5, 2), (1, 2)),
+    ((7, 7), (2, 2)),
+    ((1, 3), (1, 1)),
+    ((3, 3), (1, 3)),
+    ((2, 2), (2, 2)),
+    ((3, 3), (4, 4)),
+    ((3, 3, 3), (1, 1, 1)),
+    ((3, 2, 3), (2, 1, 2)),
+]
+
+
+@pytest.mark.parametrize(("kernel", "strides"), KERNELS)
+def test_operator_norm_is_the_largest_magnitude_of_the_spectrum(
+    kernel: tuple[int, ...], strides: tuple[int, ...]
+) -> None:
+    w = random(4, 3, *kernel)
+    expected = np.array([[by_fft(slice_, strides) for slice_ in row] for row in w])
+    found = operator_norms(w, list(strides))
+    assert np.all(found <= expected * 1.001)  # both are maxima over a grid; the other one is finer
+    assert np.all(found >= expected * (1 - PRECISE))
+
+
+def test_a_finer_grid_finds_no_less() -> None:
+    w = random(4, 3, 5, 5)
+    coarse, fine = (operator_norms(w, None, points) for points in (16, 128))
+    assert np.all(fine >= coarse * (1 - 1e-9))
+
+
+@pytest.mark.parametrize("points", [8, 16, 32])
+def test_the_error_stays_within_its_bound(points: int) -> None:
+    w = random(64, 8, 3, 3)
+    exact, found = operator_norms(w, None, 1024), operator_norms(w, None, points)
+    assert np.all(found >= exact * (1 - error_bound((3, 3), [points, points]) - 1e-6))
+
+
+def test_a_single_element_has_its_magnitude() -> None:
+    w = random(4, 3, 1, 1)
+    assert np.array_equal(operator_norms(w), np.abs(w[..., 0, 0]))
+
+
+def test_no_signal_is_amplified_by_more() -> None:
+    """The norm bounds what a strided convolution of one channel does to a signal, and some signal nearly reaches it."""
+    kernel = random(5)
+    norm = float(operator_norms(kernel[None, None], [2])[0, 0])
+    rows = np.zeros((200, 404))
+    for i, row in enumerate(rows):
+        row[2 * i : 2 * i + 5] = kernel
+    assert norm * (1 - PRECISE) <= float(np.linalg.norm(rows, 2)) <= norm * (1 + PRECISE)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_norms_have_the_precision_of_the_weights(dtype: type[np.floating[Any]]) -> None:
+    w = random(2, 2, 3, 3)
+    found = operator_norms(w.astype(dtype))
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, operator_norms(w), rtol=1e-5)
+
+
+# ---- the weights of every operator as [out, in, kernel] -------------------------------------------------------------
+
+
+def only_contraction(text: str, **weights: Any) -> tuple[Any, Contraction]:
+    channel_map = build_map(Graph(model_of(text, **weights)))
+    (contraction,) = channel_map.contractions
+    return channel_map, contraction
+
+
+IMAGE = "(float[1,6,9,9] x) => (float[A,B,C,D] y)"
+VECTOR = "(float[2,6] x) => (float[A,B] y)"
+
+
+def test_conv_is_as_stored() -> None:
+    w = random(4, 6, 3, 3).astype(np.float32)
+    found = slices(*only_contraction(f"{IMAGE} {{ y = Conv(x, w) }}", w=w))
+    assert np.array_equal(found, w)
+
+
+def test_grouped_conv_has_the_inputs_of_its_group() -> None:
+    w = random(4, 3, 3, 3).astype(np.float32)
+    channel_map, c = only_contraction(f"{IMAGE} {{ y = Conv<group=2>(x, w) }}", w=w)
+    assert np.array_equal(slices(channel_map, c), w)
+    assert c.groups == 2
+
+
+def test_transposed_conv_is_turned() -> None:
+    w = random(6, 4, 3, 3).astype(np.float32)
+    found = slices(*only_contraction(f"{IMAGE} {{ y = ConvTranspose(x, w) }}", w=w))
+    assert np.array_equal(found, w.swapaxes(0, 1))
+
+
+def test_grouped_transposed_conv_is_turned_group_by_group() -> None:
+    w = random(6, 2, 3, 3).astype(np.float32)
+    found = slices(*only_contraction(f"{IMAGE} {{ y = ConvTranspose<group=3>(x, w) }}", w=w))
+    assert found.shape == (6, 2, 3, 3)
+    for out in range(6):
+        group = out // 2
+        for i in range(2):
+            assert np.array_equal(found[out, i], w[2 * group + i, out % 2])
+
+
+@pytest.mark.parametrize("flipped", [0, 1])
+def test_gemm_is_out_by_in(flipped: int) -> None:
+    w = random(4, 6).astype(np.float32)
+    stored = w if flipped else np.ascontiguousarray(w.T)
+    found = slices(*only_contraction(f"{VECTOR} {{ y = Gemm<transB={flipped}>(x, w) }}", w=stored))
+    assert np.array_equal(found, w)
+
+
+def test_matmul_is_out_by_in() -> None:
+    w = random(6, 4).astype(np.float32)
+    found = slices(*only_contraction(f"{VECTOR} {{ y = MatMul(x, w) }}", w=w))
+    assert np.array_equal(found, w.T)
+
+
+def test_weights_behind_other_nodes_are_computed() -> None:
+    w = random(6, 4).astype(np.float16)
+    text = f"{VECTOR} {{ c = Cast<to=1>(w) t = Transpose(c) y = Gemm<transB=1>(x, t) }}"
+    found = slices(*only_contraction(text, w=w))
+    assert np.array_equal(found, w.T.astype(np.float32))
+
+
+def test_quantised_weights_count_what_they_stand_for() -> None:
+    w = np.random.default_rng(0).integers(-100, 100, (4, 6, 3, 3)).astype(np.int8)
+    scale, point = np.array([0.5, 1, 2, 0.1], np.float32), np.array([0, 1, -2, 3], np.int8)
+    text = f"{IMAGE} {{ d = DequantizeLinear<axis=0>(w, s, p) y = Conv(x, d) }}"
+    found = slices(*only_contraction(text, w=w, s=scale, p=point))
+    expected = (w.astype(np.float32) - point[:, None, None, None]) * scale[:, None, None, None]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_the_strides_of_the_node_are_used() -> None:
+    w = random(4, 6, 3, 3).astype(np.float32)
+    found = operator_block(*only_contraction(f"{IMAGE} {{ y = Conv<strides=[2,2]>(x, w) }}", w=w))
+    np.testing.assert_allclose(found, operator_norms(w, [2, 2]))
+    assert not np.allclose(found, operator_norms(w))
+
+
+def test_frobenius_norm_is_numpys() -> None:
+    w = random(4, 6, 3, 3).astype(np.float32)
+    found = frobenius_block(*only_contraction(f"{IMAGE} {{ y = Conv(x, w) }}", w=w))
+    np.testing.assert_allclose(found, np.linalg.norm(w, axis=(2, 3)), rtol=1e-6)
+
+
+def test_the_operator_norm_of_a_matrix_entry_is_its_magnitude() -> None:
+    w = random(6, 4).astype(np.float32)
+    assert np.array_equal(operator_block(*only_contraction(f"{VECTOR} {{ y = MatMul(x, w) }}", w=w)), np.abs(w.T))
