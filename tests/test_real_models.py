@@ -29,9 +29,9 @@ def test_half_of_the_weights_leave_or_it_is_said_why(real_models: Path) -> None:
         assert stored_weights(result.model) <= 0.5 * stored_weights(path)
         halved.append(path.name)
     assert len(halved) >= _PRUNABLE, refused
-    for name, error in refused.items():
-        assert error.reachable < 0.5, name
-        assert "hang on" in str(error), name
+    for name, refusal in refused.items():
+        assert refusal.reachable < 0.5, name
+        assert "hang on" in str(refusal), name
 
 
 def test_lossless_mode_leaves_the_outputs_alone(real_models: Path) -> None:
