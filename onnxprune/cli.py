@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -201,8 +202,6 @@ def _prune(
             result, files, progress, shapes, provider, no_verify, bench, threads, chosen["seed"]
         )
     terminal.summary(result, files.out, latencies)
-    if report_file:
-        _write(report_file, json.dumps(report_json(result, files.out, latencies), indent=1))
 
 
 def _written(
@@ -216,49 +215,83 @@ def _written(
     threads: int,
     seed: int,
 ) -> tuple[Result, list[Latency]]:
-    """Verify and time the staged file, then put everything in place."""
+    """Verify and time the staged file, then put everything in place: all files, or none."""
     found: list[Any] = [result, []]
 
     def check(staged: Path) -> None:
-        progress("verifying on ONNX Runtime")
-        found[0] = result.verified(staged, provider=provider, shapes=shapes, seed=seed)
-        progress("timing")
-        found[1] = benchmark(
-            [files.model, staged],
-            shapes=shapes,
-            threads=threads,
-            provider=provider,
-            memory=bench,
-            seconds=5.0 if bench else _QUICK_SECONDS,
-            seed=seed,
-        )
+        if not no_verify:
+            progress("verifying on ONNX Runtime")
+            found[0] = result.verified(staged, provider=provider, shapes=shapes, seed=seed)
+            progress("timing")
+            timed = benchmark(
+                [files.model, staged],
+                shapes=shapes,
+                threads=threads,
+                provider=provider,
+                memory=bench,
+                seconds=5.0 if bench else _QUICK_SECONDS,
+                seed=seed,
+            )
+            found[1] = [
+                replace(each, model=str(path)) for each, path in zip(timed, (files.model, files.out), strict=True)
+            ]
+        if files.plan:
+            drafts.add(files.plan, result.plan.to_json())
+        if files.report:
+            drafts.add(files.report, json.dumps(report_json(found[0], files.out, found[1], staged), indent=1))
+        _finish_undisturbed()
+
+    def write_result(_masked: Path | None = None) -> None:
+        result.save(files.out, check=check)
 
     progress("writing")
-    if files.masked:
-        save(result.masked, files.masked, source=result.source)
-    if files.plan:
-        _write(files.plan, result.plan.to_json())
-    result.save(files.out, check=None if no_verify else check)
+    with _Drafts() as drafts:
+        if files.masked:
+            save(result.masked, files.masked, source=result.source, check=write_result)
+        else:
+            write_result()
+        drafts.commit()
     return found[0], found[1]
+
+
+def _finish_undisturbed() -> None:
+    """Only renames are left: too late for an interruption to leave nothing behind, soon enough to let it wait."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class _Drafts:
+    """Text files that come into place together, or not at all."""
+
+    def __init__(self) -> None:
+        self.places: dict[Path, Path] = {}
+
+    def __enter__(self) -> _Drafts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for draft in self.places:
+            draft.unlink(missing_ok=True)
+
+    def add(self, path: Path, text: str) -> None:
+        """Raises OnnxpruneError where it cannot be written."""
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        self.places[draft] = path
+        try:
+            draft.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OnnxpruneError(f"'{path}' cannot be written: {error.strerror}") from None
+
+    def commit(self) -> None:
+        for draft, path in self.places.items():
+            draft.replace(path)
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"'{path}' cannot be read: {error}") from None
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text + "\n")
-        draft.replace(path)
-    except OSError as error:
-        raise OnnxpruneError(f"'{path}' cannot be written: {error.strerror}") from None
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 @_cli.command("inspect")
@@ -327,24 +360,32 @@ def _termination_as_interrupt() -> Iterator[None]:
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    old = signal.signal(signal.SIGTERM, interrupt)
+    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # names of any script on terminals of any kind
     with _termination_as_interrupt():
-        sys.exit(_run(arguments))
+        sys.exit(_run(arguments) if arguments else _run(["--help"]) or 2)
 
 
 def _run(arguments: list[str]) -> int:
     try:
-        code = _cli.main(arguments, prog_name="onnxprune", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        with _cli.make_context("onnxprune", arguments) as context:
+            _cli.invoke(context)
+        return 0
+    except click.exceptions.Exit as done:
+        return done.exit_code
     except click.ClickException as error:
         return _fail(f"{error.format_message()} (see 'onnxprune --help')", 2)
     except OnnxpruneError as error:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelMap
 from onnxprune.errors import UsageError
+from onnxprune.passes.cost import MEASURES
 
 __all__ = ["Cut", "Plan", "keep_of", "plan_of"]
 
@@ -58,14 +59,27 @@ class Plan:
             held: dict[str, Any] = json.loads(text)
             if held.pop("onnxprune_plan") != _VERSION:
                 raise UsageError(f"the plan is of another version, expected {_VERSION}; make it anew with --save-plan")
-            cuts = tuple(Cut(**{**cut, "indices": tuple(cut["indices"])}) for cut in held.pop("cuts"))
-            return cls(**{**held, "keep": tuple(held["keep"]), "cuts": cuts})
+            cuts = tuple(_cut(cut) for cut in held.pop("cuts"))
+            plan = cls(**{**held, "keep": tuple(held["keep"]), "cuts": cuts})
+            if plan.sparsity is not None and not isinstance(plan.sparsity, int | float):
+                raise TypeError(f"sparsity is {plan.sparsity!r}")
+            if plan.measure not in MEASURES:
+                raise ValueError(f"measure is {plan.measure!r}")
+            return plan
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UsageError(f"the plan cannot be read ({error}); expected the JSON that --save-plan writes") from error
 
     def __str__(self) -> str:
         count = sum(len(cut.indices) for cut in self.cuts)
         return f"plan by {self.method}: {count} groups of channels leave, seen on {len(self.cuts)} axes"
+
+
+def _cut(held: dict[str, Any]) -> Cut:
+    """Raises TypeError and ValueError for what cannot be one."""
+    cut = Cut(**{**held, "indices": tuple(held["indices"])})
+    if not cut.indices or not all(type(n) is int and n >= 0 for n in (cut.node, cut.input, cut.axis, *cut.indices)):
+        raise ValueError(f"a cut of '{cut.tensor}' with places that are not counted from 0")
+    return cut
 
 
 def plan_of(channel_map: ChannelMap, keep: NDArray[np.bool_], dead: NDArray[np.bool_], base: Plan) -> Plan:
@@ -91,9 +105,9 @@ def keep_of(channel_map: ChannelMap, plan: Plan) -> NDArray[np.bool_]:
     keep = np.ones(channel_map.groups, np.bool_)
     for cut in plan.cuts:
         axes = channel_map.uses.get((cut.node, cut.input), ())
-        ids = axes[cut.axis] if cut.axis < len(axes) else None
+        ids = axes[cut.axis] if 0 <= cut.axis < len(axes) else None
         known = ids is not None and channel_map.graph.nodes[cut.node].input[cut.input] == cut.tensor
-        if not known or ids is None or max(cut.indices) >= len(ids):
+        if not known or ids is None or not 0 <= min(cut.indices) <= max(cut.indices) < len(ids):
             raise UsageError(f"the plan does not fit this model: it has no '{cut.tensor}' with these channels")
         groups = ids[list(cut.indices)]
         if np.any(channel_map.frozen[groups]):

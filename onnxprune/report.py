@@ -32,8 +32,10 @@ def file_bytes(path: Path) -> int:
     return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
 
 
-def report_json(result: Result, output: Path, latencies: Sequence[Latency]) -> dict[str, Any]:
-    """The report of a run whose result was written to ``output``."""
+def report_json(
+    result: Result, output: Path, latencies: Sequence[Latency], staged: Path | None = None
+) -> dict[str, Any]:
+    """The report of a run whose result was written to ``output``, or is still at ``staged`` and will be."""
     before, after = asdict(result.before), asdict(result.after)
     plan = result.plan
     return {
@@ -49,7 +51,7 @@ def report_json(result: Result, output: Path, latencies: Sequence[Latency]) -> d
             "groups": sum(len(cut.indices) for cut in plan.cuts),
         },
         "before": before | {"bytes": result.source.file_size if result.source else None},
-        "after": after | {"bytes": file_bytes(output)},
+        "after": after | {"bytes": file_bytes(staged or output)},
         "removed": {name: 1 - after[name] / before[name] if before[name] else 0.0 for name in before},
         "verification": result.verification.to_json() if result.verification else None,
         "latency": [each.to_json() for each in latencies],

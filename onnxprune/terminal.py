@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from onnxprune.bench import Latency
 from onnxprune.inspection import Inspection
@@ -27,7 +28,8 @@ class Terminal:
     """``quiet`` prints nothing; ``verbose`` shows all layers and causes instead of the most important ones."""
 
     def __init__(self, quiet: bool, verbose: int) -> None:
-        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        # Names may look like markup.
+        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True, markup=False, emoji=False)
         if not self.console.is_terminal:
             self.console.width = _PIPE_WIDTH
         self.status = Console(stderr=True, quiet=quiet)
@@ -97,7 +99,7 @@ class Terminal:
         for layer in shown:
             whole = max(1, round(_BAR * layer.outputs / widest))
             left = min(whole, max(int(layer.outputs_kept > 0), round(_BAR * layer.outputs_kept / widest)))
-            bar = f"[green]{'█' * left}[/green][bright_black]{'░' * (whole - left)}[/bright_black]"
+            bar = Text.assemble(("█" * left, "green"), ("░" * (whole - left), "bright_black"))
             table.add_row(_short(layer.name), bar, f"{layer.outputs} → {layer.outputs_kept}")
         self.console.print(table)
 

@@ -11,7 +11,7 @@ import pytest
 
 from onnxprune.cli import main
 
-__all__ = ["environment", "run", "run_process"]
+__all__ = ["COMMAND", "environment", "run", "run_process"]
 
 COMMAND = (sys.executable, "-m", "onnxprune")
 

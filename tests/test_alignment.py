@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from onnxprune.alignment import Alignment, Reader, parse_alignment
@@ -41,7 +43,7 @@ def test_repeated_groups_need_fewer_to_fall_on_a_step(repeat: int, expected: int
     """Three heads of 64 channels lie on every step that 64 does."""
     widths = [w for w in Alignment(8).widths(40, repeat).tolist() if 8 <= w < 40]
     assert all(w * repeat % 8 == 0 for w in widths)
-    assert min(b - a for a, b in zip(widths, widths[1:], strict=False)) == expected
+    assert min(b - a for a, b in pairwise(widths)) == expected
 
 
 def test_none_is_no_step() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx
@@ -72,16 +73,16 @@ def test_macs_and_kernel_slices_are_those_of_the_written_model(seed: int) -> Non
     assert cost_of(channel_map, "kernels")(keep) == slices
 
 
-def test_weights_of_random_models() -> None:
-    for seed in range(150):
-        model = random_model(seed)
-        channel_map = build_map(Graph(model))
+def test_random_models_hold_no_more_than_the_cost_says() -> None:
+    """They may hold less: what only nodes read that lost all their channels goes with these."""
+    equal = 0
+    for seed in range(300):
+        channel_map = build_map(Graph(random_model(seed)))
         keep = random_keep(channel_map, 0.5, np.random.default_rng(seed))
-        pruned = rewrite(channel_map, keep)
-        unread = sum(len(edges) > 1 for edges in channel_map.constant_uses().values())
-        found, stored = cost_of(channel_map, "weights")(keep), stored_weights(pruned)
-        # nodes that lost all channels take their constants along; constants that uses cut differently are stored twice
-        assert stored <= found or unread, f"seed {seed}"
+        cost, held = cost_of(channel_map, "weights")(keep), stored_weights(rewrite(channel_map, keep))
+        assert held <= cost, f"seed {seed}"
+        equal += held == cost
+    assert equal > 270
 
 
 def test_keeping_everything_costs_the_model() -> None:
@@ -104,7 +105,7 @@ def test_costs_fall_with_every_group_that_leaves() -> None:
 # ---- what counts as a weight ----------------------------------------------------------------------------------------
 
 
-def counted(body: str, **weights: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> int:
+def counted(body: str, **weights: Any) -> int:
     model = model_of(f"(float[2,4] x, bool t) => (float[A,B] y) {{ {body} }}", **weights)
     assert count_weights(model) == stored_weights(model)
     return count_weights(model)

@@ -79,6 +79,12 @@ def test_it_prints_in_one_line(models: Path) -> None:
     assert "lean" in str(plan)
 
 
+def with_cut(**changed: object) -> str:
+    """The JSON of a plan with one cut."""
+    cut = {"tensor": "w", "node": 0, "input": 1, "axis": 0, "indices": [0], "reason": "score"}
+    return json.dumps({"onnxprune_plan": 1, "keep": [], "cuts": [cut | changed]})
+
+
 # ---- refusals -------------------------------------------------------------------------------------------------------
 
 
@@ -157,15 +163,24 @@ def test_a_plan_may_not_empty_a_layer(models: Path) -> None:
         '{"onnxprune_plan": 1, "cuts": [], "keep": [], "colour": "red"}',
         '{"onnxprune_plan": 1, "cuts": [], "keep": [], "sparsity": "much"}',
         '{"onnxprune_plan": 1, "cuts": [], "keep": [], "measure": "parameters"}',
-        '{"onnxprune_plan": 1, "cuts": [{"tensor": "w", "node": "a", "input": 1, "axis": 0, "indices": [0], "reason": ""}], "keep": []}',
-        '{"onnxprune_plan": 1, "cuts": [{"tensor": "w", "node": 0, "input": 1, "axis": 0, "indices": ["a"], "reason": ""}], "keep": []}',
-        '{"onnxprune_plan": 1, "cuts": [{"tensor": "w", "node": 0, "input": 1, "axis": 0, "indices": [], "reason": ""}], "keep": []}',
+        with_cut(node="a"),
+        with_cut(node=True),
+        with_cut(axis=1.5),
+        with_cut(indices=["a"]),
+        with_cut(indices=[]),
+        with_cut(indices=[-1]),
+        with_cut(indices=3),
+        with_cut(colour="red"),
     ],
 )
 def test_what_is_no_plan_is_refused_in_one_line(models: Path, text: str) -> None:
     with pytest.raises(onnxprune.UsageError) as refused:
         onnxprune.prune(load(models, "resnet_digits"), plan=Plan.from_json(text), check=False)
     assert "\n" not in str(refused.value)
+
+
+def test_a_cut_as_made_above_is_read() -> None:
+    assert Plan.from_json(with_cut()).cuts == (Cut("w", 0, 1, 0, (0,), "score"),)
 
 
 def test_the_json_names_its_version(models: Path) -> None:
