@@ -354,16 +354,20 @@ def _verify(a: Path, b: Path, given: tuple[Path, ...], as_json: bool, verbose: i
 
 
 @contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """A polite kill cleans up as Ctrl-C does."""
+def _termination_as_interrupt() -> Iterator[list[int]]:
+    """A polite kill cleans up as Ctrl-C does. Yields the signals seen so far: an extension module that is interrupted
+    while it is imported turns the KeyboardInterrupt into an ImportError."""
+    seen: list[int] = []
 
-    def interrupt(_number: int, _frame: object) -> None:
+    def interrupt(number: int, _frame: object) -> None:
+        seen.append(number)
         raise KeyboardInterrupt
 
     old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in old:
+        signal.signal(number, interrupt)
     try:
-        yield
+        yield seen
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
@@ -375,11 +379,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # names of any script on terminals of any kind
-    with _termination_as_interrupt():
-        sys.exit(_run(arguments) if arguments else _run(["--help"]) or 2)
+    with _termination_as_interrupt() as seen:
+        sys.exit(_run(arguments, seen) if arguments else _run(["--help"], seen) or 2)
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], interruptions: list[int]) -> int:
     try:
         with _cli.make_context("onnxprune", arguments) as context:
             _cli.invoke(context)
@@ -398,6 +402,8 @@ def _run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if interruptions:
+            return _fail("interrupted; nothing was written", 1)
         if any(argument.startswith("-vv") for argument in arguments):
             traceback.print_exc()
         first = (str(error).splitlines() or [""])[0]
