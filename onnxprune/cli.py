@@ -393,7 +393,7 @@ def _run(arguments: list[str], interruptions: list[int]) -> int:
     except click.ClickException as error:
         return _fail(f"{error.format_message()} (see 'onnxprune --help')", 2)
     except OnnxpruneError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail("interrupted; nothing was written", 1) if interruptions else _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted; nothing was written", 1)
     except MemoryError:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +18,7 @@ from typing import BinaryIO
 from onnxprune.errors import ModelError
 
 __all__ = ["commit", "flush", "reporting", "staging_folder"]
+
 
 @contextlib.contextmanager
 def reporting(out: Path) -> Iterator[None]:
@@ -32,8 +35,20 @@ def reporting(out: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def staging_folder(out: Path) -> Iterator[Path]:
     """A folder on the file system of OUT that is gone afterwards, whatever happens."""
-    with tempfile.TemporaryDirectory("", ".onnxprune-", out.parent, ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+    folder = out.parent / f".onnxprune-{uuid.uuid4().hex[:12]}"  # named first: an interruption may follow at once
+    try:
+        folder.mkdir(mode=0o700)
+        yield folder
+    finally:
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:  # an interruption in the middle of it
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def flush(file: BinaryIO) -> None:
