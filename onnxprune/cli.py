@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +36,7 @@ from onnxprune.verify import verify
 __all__ = ["main"]
 
 _QUICK_SECONDS = 0.5  # time per model for the latency in the summary
+_IMPATIENT_SECONDS = 1.0  # signals this soon after one another count once
 
 
 class _Commands(click.Group):
@@ -201,7 +204,12 @@ def _prune(
         result, latencies = _written(
             result, files, progress, shapes, provider, no_verify, bench, threads, chosen["seed"]
         )
-    terminal.summary(result, files.out, latencies)
+    try:
+        terminal.summary(result, files.out, latencies)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OnnxpruneError(f"'{files.out}' is written, but stdout cannot be: {error.strerror}") from None
 
 
 def _written(
@@ -358,8 +366,13 @@ def _termination_as_interrupt() -> Iterator[list[int]]:
     """A polite kill cleans up as Ctrl-C does. Yields the signals seen so far: an extension module that is interrupted
     while it is imported turns the KeyboardInterrupt into an ImportError."""
     seen: list[int] = []
+    last = -math.inf
 
     def interrupt(number: int, _frame: object) -> None:
+        nonlocal last
+        if time.monotonic() - last < _IMPATIENT_SECONDS:
+            return  # a second Ctrl-C must not cut short the cleaning up after the first
+        last = time.monotonic()
         seen.append(number)
         raise KeyboardInterrupt
 
@@ -370,7 +383,9 @@ def _termination_as_interrupt() -> Iterator[list[int]]:
         yield seen
     finally:
         for number, handler in old.items():
-            signal.signal(number, handler)
+            # Once interrupted, the process is about to leave, and shall do so in peace: the interpreter's own end
+            # gives a handler back to the system, which would kill it; it leaves SIG_IGN as it is.
+            signal.signal(number, signal.SIG_IGN if seen else handler)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

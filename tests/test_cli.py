@@ -65,10 +65,6 @@ def truncated(path: Path) -> bytes:
     return path.read_bytes()[:100_000]
 
 
-def as_it_is(path: Path) -> bytes:
-    return path.read_bytes()
-
-
 BAD_MODELS: dict[str, tuple[Callable[[Path], bytes], str, int]] = {
     "empty": (lambda _: b"", "is empty", 1),
     "text": (lambda _: b"Dear reader,\nthis is no model.\n" * 50, "not an ONNX model", 1),
@@ -81,17 +77,20 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], bytes], str, int]] = {
 @pytest.mark.parametrize("command", [("-s", "0.5"), ("inspect",)], ids=["prune", "inspect"])
 @pytest.mark.parametrize("kind", BAD_MODELS)
 def test_a_bad_model_is_refused(model: Path, out: Path, capsys: Capture, kind: str, command: tuple[str, ...]) -> None:
-    content, _, code = BAD_MODELS[kind]
+    content, expected, code = BAD_MODELS[kind]
     model.write_bytes(content(model))
     extra = ("-o", out) if command[0] == "-s" else ()
     assert run(*command, model, *extra) == code
-    assert str(model) in one_line(capsys)
+    said = one_line(capsys)
+    assert str(model) in said
+    assert expected in said
     assert names(out.parent) == []
 
 
-@pytest.mark.parametrize("command", ["prune", "inspect", "bench"])
+@pytest.mark.parametrize("command", ["prune", "inspect", "bench", "verify"])
 def test_a_missing_model_is_a_usage_error(tmp_path: Path, capsys: Capture, command: str) -> None:
-    assert run(command, tmp_path / "missing.onnx") == 2
+    missing = tmp_path / "missing.onnx"
+    assert run(command, *[missing] * (2 if command == "verify" else 1)) == 2
     assert "no such file" in one_line(capsys)
 
 
@@ -131,6 +130,17 @@ def test_wrong_usage_ends_with_2_and_says_what_is_wrong(model: Path, out: Path, 
 def test_a_plan_that_is_none_is_refused(model: Path, out: Path, capsys: Capture) -> None:
     assert run(model, "-o", out, "--plan", model) == 2
     assert str(model) in one_line(capsys)
+
+
+@pytest.mark.parametrize("text", ["", "no plan", "[1]", "{}"])
+def test_a_plan_without_the_json_of_one_is_refused(
+    model: Path, out: Path, tmp_path: Path, capsys: Capture, text: str
+) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text(text)
+    assert run(model, "-o", out, "--plan", plan) == 2
+    assert "expected the JSON that --save-plan writes" in one_line(capsys)
+    assert names(out.parent) == []
 
 
 def test_what_cannot_be_reached_ends_with_1(model: Path, out: Path, capsys: Capture) -> None:
@@ -253,6 +263,17 @@ STEPS: dict[str, tuple[Any, str]] = {
 each_step = pytest.mark.parametrize("step", STEPS)
 
 
+@pytest.mark.parametrize(
+    ("option", "code"), [(("-s", "0.99999"), 1), (("-s", "1.2"), 2), (("--shape", "nothing=1"), 2)], ids=str
+)
+def test_a_refusal_leaves_an_old_result_alone(
+    everything: list[str | Path], out: Path, capsys: Capture, option: tuple[str, str], code: int
+) -> None:
+    assert run(*everything, *option) == code
+    one_line(capsys)
+    assert_untouched(out)
+
+
 @each_step
 def test_interrupted_it_leaves_everything_as_it_was(
     everything: list[str | Path], out: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, step: str
@@ -355,22 +376,58 @@ def staged_files(folder: Path) -> bool:
         return False
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def await_staged(process: subprocess.Popen[str], out: Path) -> None:
+    """Until the result is staged: from then on it is verified and timed; --bench keeps it there for seconds."""
+    deadline = time.monotonic() + 60
+    while not staged_files(out.parent) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+
+
+@posix
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda sent: str(sent.name))
 @pytest.mark.parametrize("delay", [0.0, 0.3, 0.7])
 def test_a_signal_while_it_verifies_and_times(
     everything: list[str | Path], out: Path, sent: signal.Signals, delay: float
 ) -> None:
-    """The staged result is the sign that it has come so far; --bench keeps it there for seconds."""
     process = started(*everything, "--bench")
-    deadline = time.monotonic() + 60
-    while not staged_files(out.parent) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    await_staged(process, out)
     time.sleep(delay)
     assert process.poll() is None, process.communicate()
     assert stopped(process, sent) == "onnxprune: error: interrupted; nothing was written\n"
     assert process.returncode == 1
     assert_untouched(out)
+
+
+@posix
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda sent: str(sent.name))
+@pytest.mark.parametrize("delay", [0.1, 0.5])
+def test_impatience_does_not_cut_the_cleaning_up_short(
+    everything: list[str | Path], out: Path, sent: signal.Signals, delay: float
+) -> None:
+    process = started(*everything, "--bench")
+    await_staged(process, out)
+    time.sleep(delay)
+    for _ in range(3):
+        process.send_signal(sent)
+        time.sleep(0.002)
+    assert stopped(process, sent) == "onnxprune: error: interrupted; nothing was written\n"
+    assert process.returncode == 1
+    assert_untouched(out)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_where_the_summary_cannot_be_shown_the_result_is_said_to_be_there(model: Path, out: Path) -> None:
+    command = [*COMMAND, str(model), "-s", "0.5", "-o", str(out), "--no-verify"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"onnxprune: error: '{out}' is written, but stdout cannot be")
+    assert done.stderr.count("\n") == 1
+    assert out.exists()
 
 
 # ---- what is written ------------------------------------------------------------------------------------------------
@@ -590,6 +647,13 @@ def test_verify_prints_json(model: Path, capsys: Capture) -> None:
     assert run("verify", model, model, "--json") == 0
     held = json.loads(capsys.readouterr().out)
     assert (held["onnxprune_verification"], held["ok"]) == (1, True)
+
+
+def test_verify_prints_json_of_a_difference_and_ends_with_1(written: Path, capsys: Capture) -> None:
+    assert run("verify", written / "model.onnx", written / "out.onnx", "--json") == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out)["ok"] is False
+    assert said.err == ""
 
 
 def test_verify_takes_given_inputs(model: Path, out: Path, tmp_path: Path, capsys: Capture) -> None:

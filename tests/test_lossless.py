@@ -216,6 +216,11 @@ ALIVE = [
     Case("another axis as long as the channels", model_of(
         "(float[1,3,10,10] x) => (float[1,4,8,8] y) { a = Conv(x, w, b) r = Relu(a) t = Transpose<perm=[0,2,3,1]>(r) "
         "n = BatchNormalization(t, gain, shift, mean, var) y = Conv(n, v) }", **STEM, **NORMED, v=V1), EIGHT),
+    Case("rows picked by a table of indices", model_of(
+        "(float[1,5,6] x) => (float[A,B,C,D] y) { h = Conv(x, u) r = Relu(h) k = Conv(r, w) q = MatMul(k, e) "
+        "g = Gather<axis=1>(q, i) y = MatMul(g, v) }", u=numbers("u", 7, 5, 1), w=numbers("w", 8, 7, 1),
+        e=numbers("e", 6, 4), v=numbers("v", 4, 3), i=np.array([[0, 1], [6, 7]])),
+        {"u": (7, 5, 1), "w": (8, 7, 1), "e": (6, 4)}),
     Case("indices of a max pool", model_of(
         "(float[1,3,8,8] x) => (float[1,4,3,3] y) { a = Conv(x, w, b) r = Relu(a) "
         "p, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(r) f = Cast<to=1>(i) k = Mul(f, k0) y = Conv(k, v) }",
@@ -431,7 +436,7 @@ STEPS = {
     "activated": "t# = Relu(c#)",
     "squashed": "t# = Sigmoid(c#)",
     "normalised": "n# = BatchNormalization(c#, g#, h#, m#, v#) t# = Relu(n#)",
-    "normalised by itself": "t# = InstanceNormalization(c#, g#, h#)",
+    "normalised by itself": "t# = InstanceNormalization<epsilon=0.1>(c#, g#, h#)",
     "added": "r# = Relu(c#) s# = Sigmoid(c#) t# = Add(r#, s#)",
     "concatenated": "r# = Relu(c#) s# = Tanh(c#) t# = Concat<axis=1>(s#, r#)",
     "gated": "r# = Relu(c#) p# = GlobalAveragePool(r#) s# = Sigmoid(p#) t# = Mul(r#, s#)",

@@ -32,7 +32,7 @@ from onnxprune.ops.recurrent import GATES
 from onnxprune.passes.norms import FloatArray
 from onnxprune.weights import weight_values
 
-__all__ = ["Blocks", "Flow", "channel_blocks", "flow", "flow_by_tensor"]
+__all__ = ["Blocks", "Flow", "channel_blocks", "flow", "flow_by_tensor", "picks"]
 
 Blocks = Mapping[int, FloatArray]
 """Node of a contraction → log norms of its kernel slices, [out, in per group]."""
@@ -74,6 +74,17 @@ _APART = frozenset(
 
 _PICKING = frozenset(("Gather", "Slice", "Split"))
 _SIZES = frozenset(("Shape", "Size"))
+
+
+def picks(channel_map: ChannelMap, index: int, k: int) -> bool:
+    """Whether a node passes some of the channels of input k on and leaves the others out."""
+    node = channel_map.graph.nodes[index]
+    if k > 0 or node.op_type not in _PICKING:
+        return False
+    read, *made = (
+        sum(ids is not None for ids in channel_map.axes.get(name, ())) for name in (node.input[0], *node.output)
+    )
+    return all(count == read for count in made)  # an axis that became plain holds channels that no label tells apart
 
 
 def flow_by_tensor(channel_map: ChannelMap, blocks: Blocks,
@@ -241,8 +252,7 @@ class _Engine:
             return np.full(len(groups), top)
         if mixing and not self._is_apart(index, k, [name, *made]):
             return np.full(len(groups), top)
-        picked = k == 0 and self.graph.nodes[index].op_type in _PICKING
-        return self._lookup(outputs, groups, _NOTHING if picked else top)
+        return self._lookup(outputs, groups, _NOTHING if picks(self.map, index, k) else top)
 
     def _back_through(self, index: int, name: str, groups: Ids, c: Contraction,
                       outputs: Sequence[_Tensor]) -> FloatArray:  # fmt: skip

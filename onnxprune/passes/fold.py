@@ -27,7 +27,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from onnxprune.channels import ChannelMap, Contraction, Ids
 from onnxprune.graph import Edge, attribute, constant_of
 from onnxprune.passes.constants import CONSTANT, LIVE, MAP, ZERO, Carried, along, carried_constants, is_padded
-from onnxprune.passes.flow import flow_by_tensor
+from onnxprune.passes.flow import flow_by_tensor, picks
 from onnxprune.passes.norms import FloatArray, slices
 from onnxprune.weights import weight_values
 
