@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx import TensorProto
@@ -148,6 +149,16 @@ class NodeEditor:
         picked = gs.Constant(self.edits.name(f"{old.name}_indices"), np.asarray(indices, np.int64))
         gather = gs.Node("Gather", self.edits.name(f"{old.name}_Gather"), {"axis": axis}, [inner, picked], [old])
         self.edits.after.setdefault(self.index, []).insert(0, gather)
+
+    def scale_after(self, factor: float) -> None:
+        """Multiply the node's output by a number, by a Mul behind it."""
+        old = self.node.outputs[0]
+        inner = gs.Variable(self.edits.name(old.name))
+        self.node.outputs = [inner]
+        kind = onnx.helper.tensor_dtype_to_np_dtype(self.map.shapes.types[old.name])
+        number = gs.Constant(self.edits.name(f"{old.name}_scale"), np.array(factor, kind))
+        scaled = gs.Node("Mul", self.edits.name(f"{old.name}_Mul"), inputs=[inner, number], outputs=[old])
+        self.edits.after.setdefault(self.index, []).insert(0, scaled)
 
     def restore_output(self, entries: Mapping[int, tuple[int, int]], length: int) -> None:
         """Let a Shape node go on reporting the original sizes, so that arithmetic on them stays as it was.

@@ -56,6 +56,24 @@ def test_hidden_size_follows() -> None:
     assert list(weight.dims) == [2, 4 * left, left]
 
 
+def test_gates_that_the_export_puts_in_order() -> None:
+    """Some exporters store the gates in another order and reorder them in the graph: Slice, Slice, Concat."""
+    model = model_of(
+        """(float[4, 2, 5] x) => (float[4, 2, 3] y)
+        { a = MatMul(x, w0)
+          i = Slice(s, n0, n8, n0) f = Slice(s, n8, n16, n0) g = Slice(s, n16, n24, n0) o = Slice(s, n24, n32, n0)
+          c = Concat<axis = 0>(i, o, f, g) w = Unsqueeze(c, n0)
+          h = LSTM<hidden_size = 8>(a, w, r)
+          t = Squeeze(h, n1)
+          y = MatMul(t, w1) }""",
+        w0=(5, 6), s=(32, 6), r=(1, 32, 8), w1=(8, 3), n1=np.array([1]),
+        **{f"n{n}": np.array([n]) for n in (0, 8, 16, 24, 32)},
+    )  # fmt: skip
+    found = assert_exact(model)
+    assert len(found[0].map.free) == 6 + 8
+    assert all(outcome.removed for outcome in found)
+
+
 def test_without_bias_and_with_peepholes() -> None:
     assert_exact(_layer("LSTM", 1, bias=False))
     assert_exact(_layer("LSTM", 1, peepholes=True))

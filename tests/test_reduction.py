@@ -27,13 +27,50 @@ CASES = [
     image("Upsample as in opset 7", "z = Upsample<scales=[1.0,1.0,2.0,2.0]>(a)", 8, opset=8),
     image("ReduceMean over space", "z = ReduceMean<axes=[2,3]>(a)", 8),
     image("ReduceMax over space", "z = ReduceMax(a, d)", 8, opset=18, d=ints(-1, 2)),
+    image("ReduceMean over channels", "m = ReduceMean<axes=[1]>(a) z = Sub(a, m)", 8),
     image(
-        "ReduceMean over channels",
-        "m = ReduceMean<axes=[1]>(a) z = Sub(a, m)",
+        "ReduceMean over channels and space",
+        "m = ReduceMean<axes=[1,3], keepdims=0>(a) n = Unsqueeze(m, d) z = Add(a, n)",
+        8,
+        d=ints(1, 3),
+    ),
+    image("ReduceMean of everything", "m = ReduceMean(a) z = Sub(a, m)", 8),
+    image(
+        "ReduceMean of what is not zero",
+        "s = Sigmoid(a) m = ReduceMean<axes=[1]>(s) z = Add(a, m)",
         0,
         reason="ReduceMean over the channels",
     ),
-    image("ReduceMean of everything", "m = ReduceMean(a) z = Sub(a, m)", 0, reason="ReduceMean over the channels"),
+    image(
+        "ReduceMean of whole numbers",
+        "s = Mul(a, c) i = Cast<to=6>(s) m = ReduceMean<axes=[1]>(i) f = Cast<to=1>(m) z = Add(a, f)",
+        0,
+        reason="ReduceMean over the channels",
+        c=floats(9.0),
+    ),
+    image("ReduceMax over channels", "r = Relu(a) m = ReduceMax<axes=[1]>(r) z = Add(a, m)", 8),
+    image(
+        "ReduceMax over channels that may be negative",
+        "m = ReduceMax<axes=[1]>(a) z = Add(a, m)",
+        0,
+        reason="ReduceMax over the channels",
+    ),
+    image(
+        "RMS normalisation written out",
+        "p = Pow(a, two) m = ReduceMean<axes=[1]>(p) e = Add(m, c) q = Sqrt(e) z = Div(a, q)",
+        8,
+        two=floats(2.0),
+        c=floats(0.1),
+    ),
+    image(
+        "a variance divided by its own count",
+        "m = ReduceMean<axes=[2,3]>(a) d = Sub(a, m) s = Mul(d, d) r = ReduceMean<axes=[2,3]>(s) h = Shape(a) "
+        "g = Gather(h, i) n = ReduceProd(g) f = Cast<to=1>(n) t = Mul(r, f) o = Sub(f, c) u = Div(t, o) "
+        "e = Add(u, c) q = Sqrt(e) z = Div(d, q)",
+        8,
+        i=ints(2, 3),
+        c=floats(1.0),
+    ),
     image("ReduceSum over channels", "m = ReduceSum(a, d) z = Add(a, m)", 8, d=ints(1)),
     image("ReduceL2 over channels", "m = ReduceL2<axes=[1]>(a) z = Add(a, m)", 8),
     image(

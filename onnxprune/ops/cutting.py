@@ -44,10 +44,12 @@ def concat(ctx: NodeContext) -> list[Axes]:
 
 
 def _joined(ctx: NodeContext, parts: list[Ids | None], axis: int) -> Ids | None:
-    """Ids along the axis of a Concat; a plain or stored operand contributes indices that never leave."""
-    held = [None if ctx.is_constant(k) else ids for k, ids in enumerate(parts)]
-    for k, ids in enumerate(parts):
-        if ctx.is_constant(k):
+    """Ids along the axis of a Concat; a plain operand, or a stored one beside computed ones, contributes indices that
+    never leave. Where all are stored, the result is itself a constant (a recurrent layer's gates in another order)."""
+    stored = [ctx.is_constant(k) for k in range(len(parts))]
+    held = [ids if all(stored) or not kept else None for ids, kept in zip(parts, stored, strict=True)]
+    for ids, kept in zip(parts, stored, strict=True):
+        if kept and not all(stored):
             ctx.freeze(ids, "a constant joined to computed channels")
     if all(ids is None for ids in held):
         return None

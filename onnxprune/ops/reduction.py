@@ -1,24 +1,45 @@
 """Operators that work per channel over space, and operators that compute across the indices of an axis.
 
-The former carry channels through. The latter are consumers: a sum over channels that are zero in the masked reference
-is exact without them; a mean, a maximum or a normalisation is not, so its channels stay (or, where the user allows it,
-a normalisation is computed over fewer channels).
+The former carry channels through. The latter are consumers. Where removed channels are zero in the masked reference,
+
+- a sum is exact without them, and so is a maximum of what is never negative;
+- a mean over k of C channels is k/C of the mean over the k that stay: (1/C)·Σ x = (k/C)·(1/k)·Σ x.
+
+Other maxima and normalisations are not, so their channels stay (or, where the user allows it, a normalisation is
+computed over fewer channels).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 
 import numpy as np
+from onnx import TensorProto
 
 from onnxprune.channels import Axes, Ids, NodeContext, Opaque
 from onnxprune.editing import NodeEditor
 from onnxprune.graph import attribute
 from onnxprune.ops.sign import Sign, sign
 
-__all__ = ["group_normalization", "instance_normalization", "layer_normalization", "log_reduce", "max_pool", "pool",
-           "reduce", "resample", "resize_group_normalization", "resize_resample", "softmax", "sum_reduce",
-           "take_axis"]  # fmt: skip
+__all__ = [
+    "group_normalization",
+    "instance_normalization",
+    "layer_normalization",
+    "log_reduce",
+    "max_pool",
+    "max_reduce",
+    "mean_reduce",
+    "pool",
+    "reduce",
+    "resample",
+    "resize_group_normalization",
+    "resize_mean",
+    "resize_resample",
+    "softmax",
+    "sum_reduce",
+    "take_axis",
+]  # fmt: skip
 
 
 def _pass(ctx: NodeContext, axes: Axes, zero_stays: bool) -> list[Axes]:
@@ -71,6 +92,8 @@ def resize_resample(edit: NodeEditor) -> None:
         edit.shrink(3, sizes)
 
 
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
 # ---- reductions -----------------------------------------------------------------------------------------------------
 
 
@@ -96,7 +119,7 @@ def _without(axes: Axes, gone: set[int], keep: bool) -> Axes:
 
 
 def reduce(ctx: NodeContext) -> list[Axes]:
-    """ReduceMean, ReduceMax, …: reduced channels are frozen (a mean may be renormalised on request)."""
+    """ReduceMin, ReduceProd, …: reduced channels are frozen (a mean may be renormalised on request)."""
     axes = ctx.axes(0)
     gone = _reduced_axes(ctx, len(axes))
     renorm = ctx.builder.allow_renorm and ctx.node.op_type == "ReduceMean"
@@ -128,13 +151,35 @@ def _reduce_channels(ctx: NodeContext, held: Sequence[Ids | None], renorm: bool,
 
 def sum_reduce(ctx: NodeContext) -> list[Axes]:
     """ReduceSum, ReduceL1, ReduceL2, ReduceSumSquare: exact without channels that are zero."""
-    if not ctx.zeroed(0):
-        return reduce(ctx)
+    return _without_zeros(ctx) if ctx.zeroed(0) else reduce(ctx)
+
+
+def max_reduce(ctx: NodeContext) -> list[Axes]:
+    """ReduceMax: exact without channels that are zero, where no channel is ever below zero."""
+    return _without_zeros(ctx) if ctx.zeroed(0) and sign(ctx, 0) >= Sign.NOT_NEGATIVE else reduce(ctx)
+
+
+def mean_reduce(ctx: NodeContext) -> list[Axes]:
+    """ReduceMean: exact without channels that are zero, once scaled (``resize_mean``); whole numbers are rounded."""
+    exact = ctx.zeroed(0) and ctx.builder.shapes.types.get(ctx.node.input[0]) in _FLOATS
+    return _without_zeros(ctx) if exact else reduce(ctx)
+
+
+def _without_zeros(ctx: NodeContext) -> list[Axes]:
     axes = ctx.axes(0)
     gone = _reduced_axes(ctx, len(axes))
     for a in gone:
         ctx.need(None, axes[a])
     return _pass(ctx, _without(axes, gone, bool(ctx.integer("keepdims", 1))), True)
+
+
+def resize_mean(edit: NodeEditor) -> None:
+    """A mean over the k channels that are left of C is scaled by k/C; one over fewer channels on request is not."""
+    axes = edit.axes(0)
+    gone = [ids for a in _reduced_axes(edit.context, len(axes)) if (ids := axes[a]) is not None and edit.changed(ids)]
+    name = edit.context.node.name or edit.context.node.output[0]
+    if gone and all(held != name for held, _ in edit.map.renormalised):
+        edit.scale_after(prod(edit.kept_count(ids) / len(ids) for ids in gone))
 
 
 def take_axis(default: int, *, keeps_axis: bool) -> Callable[[NodeContext], list[Axes]]:

@@ -53,6 +53,8 @@ class _Node:
         """The sign of input k."""
         name = self.proto.input[k] if k < len(self.proto.input) else ""
         values = self.constant(k)
+        if values is None:
+            values = self._size(name)
         if values is not None:
             return self._sign_of(values, k)
         maker = self.builder.graph.producer.get(name)
@@ -70,6 +72,14 @@ class _Node:
         """The numbers of input k, if it is a stored constant."""
         name = self.proto.input[k] if k < len(self.proto.input) else ""
         return self.builder.graph.values(name) if name in self.builder.graph.constants else None
+
+    def _size(self, name: str) -> NDArray[np.generic] | None:
+        """A single number computed from the sizes of activations, such as the count that a variance divides by.
+
+        What is computed from stored constants is left out: the masked reference may make it zero.
+        """
+        held = self.builder.shapes.values.get(name)
+        return held if held is not None and held.size == 1 and name not in self.builder.derived else None
 
     def _sign_of(self, values: NDArray[np.generic], k: int) -> Sign:
         if values.dtype.kind not in "fiu" or not values.size or np.any(np.sign(values) < 0):

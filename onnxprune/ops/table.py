@@ -105,7 +105,9 @@ RULES: dict[str, Rule] = {
     **_rows("Crop Upsample", r.resample),
     **_rows("Resize", r.resample, r.resize_resample),
     # across an axis
-    **_rows("ReduceMax ReduceMean ReduceMin ReduceProd", r.reduce),
+    **_rows("ReduceMin ReduceProd", r.reduce),
+    **_rows("ReduceMax", r.max_reduce),
+    **_rows("ReduceMean", r.mean_reduce, r.resize_mean),
     **_rows("ReduceLogSum ReduceLogSumExp", r.log_reduce),
     **_rows("ReduceL1 ReduceL2 ReduceSum ReduceSumSquare", r.sum_reduce),
     **_rows("Hardmax LogSoftmax Softmax", r.softmax),

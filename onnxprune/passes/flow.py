@@ -67,7 +67,7 @@ _APART = frozenset(
     for name, rule in RULES.items()
     if rule.channels.__module__ in _MODULES
     or rule.channels in (reduction.pool, reduction.max_pool, reduction.resample, reduction.reduce, reduction.log_reduce,
-                         reduction.sum_reduce, reduction.softmax, reduction.instance_normalization,
+                         reduction.sum_reduce, reduction.max_reduce, reduction.mean_reduce, reduction.softmax, reduction.instance_normalization,
                          reduction.group_normalization)
 )  # fmt: skip
 """Operators of which a channel depends on the same channels of what is read, and on channels that end here."""
