@@ -219,6 +219,7 @@ class NodeContext:
         self.builder = builder
         self.index = index
         self.node = builder.graph.nodes[index]
+        self.heard: set[int] = set()  # inputs of which the rule has looked at the channels
 
     # -- reading
 
@@ -283,6 +284,7 @@ class NodeContext:
         """The axes of input k. A stored constant gets fresh channels on every axis, once per use."""
         name = self.node.input[k]
         shape = self.shape(k)
+        self.heard.add(k)
         if name not in self.builder.graph.constants:
             return self.builder.axes.get(name, (None,) * len(shape))
         edge = (self.index, k)
@@ -290,7 +292,19 @@ class NodeContext:
             self.builder.uses[edge] = tuple(self.builder.fresh(size) for size in shape)
         return self.builder.uses[edge]
 
+    def parameter_axes(self, k: int) -> Axes:
+        """The axes of input k as far as it is computed; a stored constant keeps its size and has none."""
+        self.heard.add(k)
+        return self.builder.axes.get(self.node.input[k], ())
+
     # -- saying
+
+    def freeze_unheard(self) -> None:
+        """Freeze what the rule takes as it comes, such as the scales of a Resize that are computed from constants."""
+        for k in range(len(self.node.input)):
+            if self.has(k) and k not in self.heard:
+                for ids in self.builder.axes.get(self.node.input[k], ()):
+                    self.freeze(ids, "read as a parameter")
 
     def unify(self, a: Ids | None, b: Ids | None, reason: str = "coupled with an axis of fixed size") -> Ids | None:
         """The two axes are the same; a plain one freezes the other. Returns the axis that results."""

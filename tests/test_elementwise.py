@@ -14,7 +14,7 @@ from onnxprune.ops import build_map
 ZERO = (
     "Abs", "Asinh", "Atan", "Ceil", "Celu", "Dropout", "Elu", "Erf", "Floor", "Gelu", "HardSwish", "Identity",
     "LeakyRelu", "Mish", "Neg", "Relu", "Round", "Selu", "Shrink", "Sign", "Sin", "Sinh", "Softsign", "Swish", "Tan",
-    "Tanh", "ThresholdedRelu", "com.microsoft.QuickGelu",
+    "Tanh", "ThresholdedRelu", "com.microsoft.Gelu", "com.microsoft.QuickGelu",
 )  # fmt: skip
 NOT_ZERO = ("Cos", "Cosh", "Exp", "HardSigmoid", "Sigmoid", "Softplus")
 DOMAIN = ("Acos", "Acosh", "Asin", "Atanh", "Log", "Reciprocal", "Sqrt")

@@ -19,6 +19,8 @@ CASES = [
     image("GlobalAveragePool", "z = GlobalAveragePool(a)", 8),
     image("GlobalLpPool", "z = GlobalLpPool(a)", 8),
     image("Resize by scales", "z = Resize(a, , s)", 8, s=floats(1, 1, 2, 2)),
+    image("Resize by computed scales", "c = Cast<to=1>(s) z = Resize(a, , c)", 8, reason="read as a parameter",
+          s=np.array([1, 1, 2, 2], np.float16)),
     image("Resize by sizes", 'z = Resize<mode="linear">(a, , , s)', 8, s=ints(2, 8, 9, 9)),
     image("Resize by axes", "z = Resize<axes=[3,2]>(a, , , s)", 8, opset=18, s=ints(9, 12)),
     image("Resize as in opset 10", "z = Resize(a, s)", 8, opset=10, s=floats(1, 1, 2, 2)),

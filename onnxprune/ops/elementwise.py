@@ -67,8 +67,8 @@ def _freeze_axes(ctx: NodeContext, k: int, reason: str) -> None:
 
 def zero(ctx: NodeContext) -> list[Axes]:
     """f(x) with f(0) = 0: ReLU, Tanh, GELU, Cast. Further inputs are parameters, or (CastLike) only have a type."""
-    for name in ctx.node.input[1:]:
-        for ids in ctx.builder.axes.get(name, ()):
+    for k in range(1, len(ctx.node.input)):
+        for ids in ctx.parameter_axes(k):
             ctx.need(None, ids)
     return _result(ctx, ctx.axes(0), ctx.zeroed(0))
 

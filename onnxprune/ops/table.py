@@ -52,7 +52,7 @@ RULES: dict[str, Rule] = {
     # f(0) = 0
     **_rows("Abs Asinh Atan Cast CastLike Ceil Celu Dropout Elu Erf Floor Gelu HardSwish Identity LeakyRelu Mish Neg "
             "Relu Round Selu Shrink Sign Sin Sinh Softsign Swish Tan Tanh ThresholdedRelu "
-            "com.microsoft.QuickGelu", e.zero),
+            "com.microsoft.Gelu com.microsoft.QuickGelu", e.zero),
     # f(0) ≠ 0
     **_rows("BitwiseNot Cos Cosh Exp HardSigmoid IsInf IsNaN Not Sigmoid Softplus", e.zero_never),
     # f(0) finite, but not defined everywhere
@@ -233,7 +233,9 @@ def _apply(context: NodeContext) -> list[Axes]:
     try:
         if any(name and name not in context.builder.shapes.of for name in node.output[:1]):
             raise Opaque("the shape of its output is not known")
-        return _checked(context, rule.channels(context))
+        outputs = _checked(context, rule.channels(context))
+        context.freeze_unheard()
+        return outputs
     except Opaque as refusal:
         return context.freeze_all(str(refusal))
     except (AssertionError, IndexError, KeyError, TypeError, ValueError) as error:  # the node breaks its own schema
