@@ -28,6 +28,7 @@ from scipy.sparse.csgraph import connected_components
 
 from onnxprune.graph import Edge, Graph, attribute, node_name
 from onnxprune.measure import is_weight
+from onnxprune.quantised import point_name
 from onnxprune.shapes import Shape, Shapes
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "MapBuilder",
     "NodeContext",
     "Opaque",
+    "Point",
     "Shuffle",
     "Term",
     "solve",
@@ -47,12 +49,13 @@ __all__ = [
 Ids = NDArray[np.int32]
 Axes = tuple[Ids | None, ...]
 
+Point = int | str
+"""What stands for zero in a tensor: a number, or the name of the scalar tensor that holds it at run time."""
 
 _ZERO_KEEPING = frozenset(
     (
         "Cast",
         "Concat",
-        "DequantizeLinear",
         "Expand",
         "Flatten",
         "Gather",
@@ -68,6 +71,8 @@ _ZERO_KEEPING = frozenset(
     )
 )
 """Operators through which a zero of a stored constant arrives as a zero."""
+_COMPUTING = frozenset(("Cast", "Neg"))
+"""Those of them that change other numbers."""
 
 
 class Opaque(Exception):  # noqa: N818 - a refusal, not an error: caught by the builder, never seen outside
@@ -132,7 +137,8 @@ class ChannelMap:
 
     ``axes``: tensor → its axes, for every activation of known shape. ``uses``: use of a constant → its axes.
     ``frozen``: bool [groups]; ``reasons``: group → why, for frozen groups with a reason of their own.
-    ``masked``: uses whose values the masked reference sets to zero at removed channels.
+    ``masked``: uses whose values the masked reference sets to zero at removed channels → the tensor that says what
+    zero is there ('': 0), for quantised numbers.
     ``renormalised``: normalisations (node, channels they run over) that may be computed over fewer channels.
     ``needs``: (outputs, inputs) pairs: while any of the outputs is kept, at least one of the inputs must be.
     """
@@ -146,7 +152,7 @@ class ChannelMap:
     contractions: tuple[Contraction, ...]
     macs: tuple[Term, ...]
     slices: tuple[Term, ...]
-    masked: frozenset[Edge]
+    masked: dict[Edge, str]
     needs: tuple[tuple[Ids, Ids], ...]
     shuffles: dict[int, Shuffle]
     renormalised: tuple[tuple[str, Ids], ...]
@@ -186,10 +192,11 @@ class MapBuilder:
     uses: dict[Edge, Axes] = field(default_factory=dict)
     derived: set[str] = field(default_factory=set)  # computed from stored constants alone
     zero: set[str] = field(default_factory=set)  # removed channels are exactly zero here in the masked reference
+    rest: dict[str, Point] = field(default_factory=dict)  # or exactly this, the zero of quantised numbers
     contractions: list[Contraction] = field(default_factory=list)
     macs: list[Term] = field(default_factory=list)
     slices: list[Term] = field(default_factory=list)
-    masked: set[Edge] = field(default_factory=set)
+    masked: dict[Edge, str] = field(default_factory=dict)
     needs: list[tuple[Ids, Ids]] = field(default_factory=list)
     sites: dict[int, list[Ids]] = field(default_factory=dict)
     shuffles: dict[int, Shuffle] = field(default_factory=dict)
@@ -361,38 +368,70 @@ class NodeContext:
             return False
         return self.is_constant(k)
 
-    def _sources(self, k: int) -> set[Edge]:
-        """The uses of stored constants that become zero where input k has to be zero."""
-        pending, found = [(self.index, k)], set()
+    def _sources(self, k: int) -> dict[Edge, str]:
+        """The uses of stored constants that become zero where input k has to be zero → what zero is there."""
         graph = self.builder.graph
+        pending = [((self.index, k), self._stored_point(self.index, k))]
+        found: dict[Edge, str] = {}
         while pending:
-            edge = pending.pop()
+            edge, point = pending.pop()
             name = graph.nodes[edge[0]].input[edge[1]]
             if name in graph.constants:
-                found.add(edge)
-            elif name in self.builder.derived and name not in self.builder.zero:
-                pending += self._data_edges(graph.producer[name])
+                found[edge] = point
+            elif name in self.builder.derived and (point or name not in self.builder.zero):
+                pending += self._data_edges(graph.producer[name], point)
         return found
 
-    def _data_edges(self, maker: int) -> list[Edge]:
-        """The inputs of a node on stored constants that have to be zero for its output to be zero."""
-        graph, node = self.builder.graph, self.builder.graph.nodes[maker]
-        quantised = node.op_type == "DequantizeLinear" and len(node.input) > 2 and bool(node.input[2])
-        if quantised and node.input[0] not in graph.constants and np.any(self._points(node.input[2])):
-            raise Opaque("its quantised constant is computed, and its zero is not 0")
-        if node.op_type not in _ZERO_KEEPING:
+    def _data_edges(self, maker: int, point: str) -> list[tuple[Edge, str]]:
+        """The inputs of a node on stored constants that have to be zero for its output to be zero (``point``)."""
+        node = self.builder.graph.nodes[maker]
+        if node.op_type == "DequantizeLinear" and not point:
+            return [((maker, 0), self._stored_point(maker, 0))]
+        if node.op_type == "QuantizeLinear" and point in node.input[2:3]:
+            return [((maker, 0), "")]
+        if node.op_type not in _ZERO_KEEPING or (point and node.op_type in _COMPUTING):
             raise Opaque(f"its constant is computed by {node.op_type}")
+        if point and self.builder.graph.values(point).size > 1:
+            raise Opaque("its quantised constant is computed, and its zero is not the same along its axis")
         wide = len(node.input) if node.op_type == "Concat" else 1
-        return [(maker, i) for i in range(wide)]
+        return [((maker, i), point) for i in range(wide)]
 
-    def _points(self, name: str) -> NDArray[np.generic]:
-        """The numbers of a stored zero point; 1 where they are computed."""
+    def _stored_point(self, index: int, k: int) -> str:
+        """The stored zero point of an input of a node; '' where it is 0."""
+        graph, name = self.builder.graph, point_name(self.builder.graph.nodes[index], k)
+        if name and name not in graph.constants:
+            raise Opaque("its zero point is computed")
+        return name if name and np.any(graph.values(name)) else ""
+
+    def point(self, name: str) -> Point | None:
+        """What a zero point tensor ('': there is none) stands for; None where it varies along an axis."""
         graph = self.builder.graph
-        return graph.values(name) if name in graph.constants else np.ones(1, np.int8)
+        if not name:
+            return 0
+        if name not in graph.constants:
+            return name
+        held = np.unique(graph.values(name))
+        return int(held[0]) if held.size == 1 else None
 
     def zeroed(self, k: int) -> bool:
-        """Whether removed channels of input k are exactly zero in the masked reference."""
-        return (self.index, k) in self.builder.masked or self.node.input[k] in self.builder.zero
+        """Whether removed channels of input k are exactly zero in the masked reference (quantised: the zero point)."""
+        name, point = self.node.input[k], self.point(point_name(self.node, k))
+        held = 0 if name in self.builder.zero else self.builder.rest.get(name)
+        return (self.index, k) in self.builder.masked or (held is not None and held == point)
+
+    def rests(self, k: int, *outputs: str) -> None:
+        """Outputs hold what input k holds at removed channels."""
+        held = self.builder.rest.get(self.node.input[k])
+        if held is not None:
+            self.builder.rest.update(dict.fromkeys(outputs, held))
+
+    def quantise_zero(self, point: str) -> None:
+        """The first output is quantised with this zero point: that is what its zero, if it has one, becomes."""
+        name, held = self.node.output[0], self.point(point)
+        if name in self.builder.zero and held != 0:
+            self.builder.zero.discard(name)
+            if held is not None:
+                self.builder.rest[name] = held
 
     def need(self, outputs: Ids | None, inputs: Ids | None) -> None:
         """While any output channel is kept (always, if the output is plain), one of the inputs must be."""
@@ -458,7 +497,7 @@ def solve(builder: MapBuilder) -> ChannelMap:
         ),
         macs=_grouped_terms(builder.macs, group),
         slices=_grouped_terms(builder.slices, group),
-        masked=frozenset(builder.masked),
+        masked=dict(builder.masked),
         needs=tuple((group[outputs], group[inputs]) for outputs, inputs in builder.needs),
         shuffles=builder.shuffles,
         renormalised=tuple((name, group[ids]) for name, ids in builder.renormalised),
@@ -517,8 +556,15 @@ def _couple_shared_constants(builder: MapBuilder) -> None:
             for a, b in zip(builder.uses[edges[0]], builder.uses[edge], strict=True):
                 if a is not None and b is not None:
                     builder.unify(a, b)
-        if 0 < len(masked) < len(edges):
+        if 0 < len(masked) < len(edges) or not _have_one_zero(builder, masked):
             _freeze_uses(builder, edges[:1], f"constant '{name}' is shared between unlike uses")
+
+
+def _have_one_zero(builder: MapBuilder, edges: Sequence[Edge]) -> bool:
+    """Whether uses of a constant agree on what zero is there."""
+    names = sorted({builder.masked[edge] for edge in edges})
+    points = [builder.graph.values(name) if name else np.zeros((), np.int8) for name in names]
+    return all(np.array_equal(point, points[0]) for point in points[1:])
 
 
 def _is_parameter(builder: MapBuilder, name: str) -> bool:

@@ -8,6 +8,7 @@ import test_contraction
 import test_elementwise
 import test_movement
 import test_open_sizes
+import test_quantised
 import test_reduction
 import test_stored
 from cases import image
@@ -22,6 +23,7 @@ FAMILIES = (
     test_elementwise,
     test_movement,
     test_open_sizes,
+    test_quantised,
     test_reduction,
     test_stored,
 )

@@ -6,6 +6,7 @@ together (depthwise: channel by channel), or the same positions leave in every g
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -13,33 +14,55 @@ import numpy as np
 from onnxprune.channels import Axes, Ids, NodeContext
 from onnxprune.editing import NodeEditor
 
-__all__ = ["conv", "conv_transpose", "gemm", "matmul", "resize_groups"]
+__all__ = ["FLOAT", "Slots", "conv", "conv_transpose", "gemm", "matmul", "resize_groups"]
 
 _COMPUTED = "its weight is computed at run time"
 
 
-def conv(ctx: NodeContext) -> list[Axes]:
-    """x [N, C, …], W [M, C/g, k…], b [M] → y [N, M, …]; https://onnx.ai/onnx/operators/onnx__Conv.html"""
-    if not _stored(ctx, [1, 2]):
+@dataclass(frozen=True)
+class Slots:
+    """Which inputs of a node are its operands."""
+
+    data: int
+    weight: int
+    bias: int
+
+
+FLOAT = Slots(0, 1, 2)
+
+
+def conv(ctx: NodeContext, slots: Slots = FLOAT, *, channels_last: bool = False) -> list[Axes]:
+    """x [N, C, …], W [M, C/g, k…], b [M] → y [N, M, …]; https://onnx.ai/onnx/operators/onnx__Conv.html
+
+    ``channels_last``: x and y are [N, …, C] and [N, …, M]; W is as it always is.
+    """
+    if not _stored(ctx, [slots.weight, slots.bias]):
         return ctx.freeze_all(_COMPUTED)
-    x, w = _spatial_frozen(ctx)
-    count = ctx.integer("group", 1)
+    x, w = ctx.axes(slots.data), ctx.axes(slots.weight)
+    x = (x[0], x[-1], *x[1:-1]) if channels_last else x
+    _freeze_spatial(ctx, x, w)
+    count, shape = ctx.integer("group", 1), ctx.shape(slots.weight)
     if count == 1:
         inputs, outputs = ctx.unify(x[1], w[1]), w[0]
-        macs: tuple[float, list[tuple[Ids | None, int]]] = (1.0, [(w[0], ctx.shape(1)[0]), (w[1], ctx.shape(1)[1])])
+        macs: tuple[float, list[tuple[Ids | None, int]]] = (1.0, [(w[0], shape[0]), (w[1], shape[1])])
     else:
         inputs = x[1]
-        outputs, macs = _grouped(ctx, x[1], w, count)
+        outputs, macs = _grouped(ctx, x[1], w, count, shape[1])
     if inputs is None and w[1] is not None:
         inputs = np.tile(w[1], count)
-    return _finish(ctx, x, inputs, outputs, macs, (1, 0), count)
+    y = ctx.out_shape()
+    positions = prod(y[1:-1] if channels_last else y[2:]) * prod(shape[2:])
+    outputs = _finish(ctx, slots, x, inputs, outputs, macs, positions, (1, 0), count)
+    spatial = (None,) * (len(y) - 2)
+    return [(x[0], *spatial, outputs) if channels_last else (x[0], outputs, *spatial)]
 
 
 def conv_transpose(ctx: NodeContext) -> list[Axes]:
     """x [N, C, …], W [C, M/g, k…], b [M] → y [N, M, …]; https://onnx.ai/onnx/operators/onnx__ConvTranspose.html"""
     if not _stored(ctx, [1, 2]):
         return ctx.freeze_all(_COMPUTED)
-    x, w = _spatial_frozen(ctx)
+    x, w = ctx.axes(0), ctx.axes(1)
+    _freeze_spatial(ctx, x, w)
     count = ctx.integer("group", 1)
     inputs = ctx.unify(x[1], w[0])
     size_in, size_out = ctx.shape(1)[0], ctx.shape(1)[1]
@@ -60,7 +83,9 @@ def conv_transpose(ctx: NodeContext) -> list[Axes]:
             outputs = np.tile(w[1], count)
             macs = (float(count), [(by_group[0], by_group.shape[1]), (w[1], size_out)])
         ctx.site(outputs)
-    return _finish(ctx, x, inputs if inputs is not None else w[0], outputs, macs, (0, 1), count)
+    positions = prod(ctx.shape(0)[2:]) * prod(ctx.shape(1)[2:])
+    outputs = _finish(ctx, FLOAT, x, inputs if inputs is not None else w[0], outputs, macs, positions, (0, 1), count)
+    return [(x[0], outputs, *(None,) * (len(ctx.out_shape()) - 2))]
 
 
 def _stored(ctx: NodeContext, inputs: list[int]) -> bool:
@@ -72,18 +97,14 @@ def _freeze_axes(ctx: NodeContext, axes: Axes, reason: str) -> None:
         ctx.freeze(ids, reason)
 
 
-def _spatial_frozen(ctx: NodeContext) -> tuple[Axes, Axes]:
-    """Axes of data and weight, with the spatial ones frozen."""
-    x, w = ctx.axes(0), ctx.axes(1)
+def _freeze_spatial(ctx: NodeContext, x: Axes, w: Axes) -> None:
     _freeze_axes(ctx, x[2:], "convolved over")
     _freeze_axes(ctx, w[2:], "spatial extent of a kernel")
-    return x, w
 
 
-def _grouped(ctx: NodeContext, x: Ids | None, w: Axes, count: int
+def _grouped(ctx: NodeContext, x: Ids | None, w: Axes, count: int, width: int
              ) -> tuple[Ids | None, tuple[float, list[tuple[Ids | None, int]]]]:  # fmt: skip
     """Channels of a grouped convolution: whole groups, or the same positions in every group."""
-    width = ctx.shape(1)[1]
     if w[0] is None or w[1] is None:
         for ids in (x, *w[:2]):
             ctx.freeze(ids, "a grouped convolution of computed weights")
@@ -109,27 +130,25 @@ def _grouped(ctx: NodeContext, x: Ids | None, w: Axes, count: int
     return w[0], (float(coefficient), macs)
 
 
-def _finish(ctx: NodeContext, x: Axes, inputs: Ids | None, outputs: Ids | None,
-            macs: tuple[float, list[tuple[Ids | None, int]]], axes: tuple[int, int], count: int
-            ) -> list[Axes]:  # fmt: skip
-    """What all convolutions share: bias, masks, edges, cost, axes of the output."""
-    ctx.mask(1)
-    bias = 2 if ctx.has(2) else None
+def _finish(ctx: NodeContext, slots: Slots, x: Axes, inputs: Ids | None, outputs: Ids | None,
+            macs: tuple[float, list[tuple[Ids | None, int]]], positions: int, axes: tuple[int, int], count: int
+            ) -> Ids | None:  # fmt: skip
+    """What all convolutions share: bias, masks, edges, cost. Returns the channels of the output."""
+    ctx.mask(slots.weight)
+    bias = slots.bias if ctx.has(slots.bias) else None
     zero = bias is None
     if bias is not None:
         outputs = ctx.unify(outputs, ctx.axes(bias)[0])
         zero = ctx.mask_where_possible(bias)
     if inputs is not None and outputs is not None:
-        ctx.contraction(data=0, weight=1, bias=bias, in_axis=axes[0], out_axis=axes[1],
+        ctx.contraction(data=slots.data, weight=slots.weight, bias=bias, in_axis=axes[0], out_axis=axes[1],
                         inputs=inputs, outputs=outputs, groups=count)  # fmt: skip
     ctx.need(outputs, inputs)
-    transposed = axes == (0, 1)
-    positions = prod((ctx.shape(0) if transposed else ctx.out_shape())[2:]) * prod(ctx.shape(1)[2:])
-    ctx.macs(macs[0] * positions, *macs[1], (x[0], ctx.shape(0)[0]))
+    ctx.macs(macs[0] * positions, *macs[1], (x[0], ctx.shape(slots.data)[0]))
     ctx.slices(macs[0], *macs[1])
-    if zero and (x[0] is None or (bias is None and ctx.zeroed(0))):
+    if zero and (x[0] is None or (bias is None and ctx.zeroed(slots.data))):
         ctx.builder.zero.add(ctx.node.output[0])
-    return [(x[0], outputs, *(None,) * (len(ctx.out_shape()) - 2))]
+    return outputs
 
 
 def resize_groups(edit: NodeEditor) -> None:
@@ -140,25 +159,28 @@ def resize_groups(edit: NodeEditor) -> None:
         edit.node.attrs["group"] = int(edit.kept(inputs).reshape(count, -1).any(axis=1).sum())
 
 
-def matmul(ctx: NodeContext) -> list[Axes]:
-    """a […, I, K] · b […, K, J] → y […, I, J]; https://onnx.ai/onnx/operators/onnx__MatMul.html"""
-    a_shape, b_shape = ctx.shape(0), ctx.shape(1)
+def matmul(ctx: NodeContext, operands: tuple[int, int] = (0, 1)) -> list[Axes]:
+    """a […, I, K] · b […, K, J] → y […, I, J]; https://onnx.ai/onnx/operators/onnx__MatMul.html
+
+    ``operands``: the inputs that are a and b.
+    """
+    a_shape, b_shape = (ctx.shape(k) for k in operands)
     if len(a_shape) < 2 or len(b_shape) < 2:
         return ctx.freeze_all("a product with a vector")
-    a, b = ctx.axes(0), ctx.axes(1)
-    weight = next((k for k in (1, 0) if ctx.is_constant(k)), None)
-    contracted = _contracted(ctx, a[-1], b[-2], weight)
+    a, b = (ctx.axes(k) for k in operands)
+    side = next((i for i in (1, 0) if ctx.is_constant(operands[i])), None)
+    contracted = _contracted(ctx, operands, a[-1], b[-2], side)
     batch = _batch(ctx, a, b, a_shape, b_shape)
     rows, columns = a[-2], b[-1]
-    _edges(ctx, weight, a, b)
-    ctx.need(columns if weight == 1 else rows if weight == 0 else None, contracted)
+    _edges(ctx, operands, side, a, b)
+    ctx.need(columns if side == 1 else rows if side == 0 else None, contracted)
     out = ctx.out_shape()
     ctx.macs(1.0, (contracted, a_shape[-1]), (rows, a_shape[-2]), (columns, b_shape[-1]),
              *zip(batch, out[:-2], strict=True))  # fmt: skip
-    if weight is not None:
-        free = (columns, b_shape[-1]) if weight == 1 else (rows, a_shape[-2])
+    if side is not None:
+        free = (columns, b_shape[-1]) if side == 1 else (rows, a_shape[-2])
         ctx.slices(1.0, (contracted, a_shape[-1]), free)
-    zero = [k == weight or ctx.zeroed(k) for k in (0, 1)]
+    zero = [i == side or ctx.zeroed(k) for i, k in enumerate(operands)]
     if (rows is None or zero[0]) and (columns is None or zero[1]) and _zero_in_batch(batch, zero, a_shape, b_shape):
         ctx.builder.zero.add(ctx.node.output[0])
     return [(*batch, rows, columns)]
@@ -173,11 +195,12 @@ def _zero_in_batch(batch: Axes, zero: list[bool], a: tuple[int, ...], b: tuple[i
     )
 
 
-def _contracted(ctx: NodeContext, a: Ids | None, b: Ids | None, weight: int | None) -> Ids | None:
+def _contracted(ctx: NodeContext, operands: tuple[int, int], a: Ids | None, b: Ids | None,
+                side: int | None) -> Ids | None:  # fmt: skip
     """The channels summed over. Two activations may only lose channels that are zero in one of them."""
-    if weight is not None:
-        ctx.mask(weight)
-    elif not (ctx.zeroed(0) or ctx.zeroed(1)):
+    if side is not None:
+        ctx.mask(operands[side])
+    elif not any(ctx.zeroed(k) for k in operands):
         for ids in (a, b):
             ctx.freeze(ids, "summed over, though removal does not make it zero")
     return ctx.unify(a, b)
@@ -198,50 +221,52 @@ def _batch(ctx: NodeContext, a: Axes, b: Axes, a_shape: tuple[int, ...], b_shape
     return tuple(batch)
 
 
-def _edges(ctx: NodeContext, weight: int | None, a: Axes, b: Axes) -> None:
-    if weight is None:
+def _edges(ctx: NodeContext, operands: tuple[int, int], side: int | None, a: Axes, b: Axes) -> None:
+    """``side``: which of the operands is the weight."""
+    if side is None:
         return
-    axes = (a, b)[weight]
-    contracted, free = (-2, -1) if weight == 1 else (-1, -2)
+    axes = (a, b)[side]
+    contracted, free = (-2, -1) if side == 1 else (-1, -2)
     inputs, outputs = axes[contracted], axes[free]
     if inputs is not None and outputs is not None:
         rank = len(axes)
-        ctx.contraction(data=1 - weight, weight=weight, bias=None, in_axis=rank + contracted, out_axis=rank + free,
-                        inputs=inputs, outputs=outputs)  # fmt: skip
+        ctx.contraction(data=operands[1 - side], weight=operands[side], bias=None, in_axis=rank + contracted,
+                        out_axis=rank + free, inputs=inputs, outputs=outputs)  # fmt: skip
 
 
-def gemm(ctx: NodeContext) -> list[Axes]:
+def gemm(ctx: NodeContext, slots: Slots = FLOAT) -> list[Axes]:
     """y = α·A'·B' + β·C with A' [I, K], B' [K, J]; https://onnx.ai/onnx/operators/onnx__Gemm.html"""
-    if not ctx.is_constant(1) or (ctx.has(2) and not ctx.is_constant(2)):
+    if not _stored(ctx, [slots.weight, slots.bias]):
         return ctx.freeze_all(_COMPUTED)
     flip_a, flip_b = bool(ctx.integer("transA", 0)), bool(ctx.integer("transB", 0))
-    rows, data = ctx.axes(0)[:: -1 if flip_a else 1]
+    rows, data = ctx.axes(slots.data)[:: -1 if flip_a else 1]
     in_axis, out_axis = (1, 0) if flip_b else (0, 1)
-    b = ctx.axes(1)
+    b = ctx.axes(slots.weight)
     inputs = ctx.unify(data, b[in_axis])
     outputs = b[out_axis]
-    ctx.mask(1)
+    ctx.mask(slots.weight)
     zero = rows is None
-    if ctx.has(2):
-        rows, outputs, masked = _gemm_bias(ctx, rows, outputs)
+    if ctx.has(slots.bias):
+        rows, outputs, masked = _gemm_bias(ctx, slots.bias, rows, outputs)
         zero = zero and masked
     if b[in_axis] is not None and outputs is not None:
         kept = inputs if inputs is not None else b[in_axis]
         assert kept is not None
-        ctx.contraction(data=0, weight=1, bias=2 if ctx.has(2) else None, in_axis=in_axis, out_axis=out_axis,
-                        inputs=kept, outputs=outputs)  # fmt: skip
+        ctx.contraction(data=slots.data, weight=slots.weight, bias=slots.bias if ctx.has(slots.bias) else None,
+                        in_axis=in_axis, out_axis=out_axis, inputs=kept, outputs=outputs)  # fmt: skip
     ctx.need(outputs, inputs)
     ctx.macs(1.0, (rows, ctx.out_shape()[0]), (outputs, ctx.out_shape()[1]),
-             (inputs, ctx.shape(1)[in_axis]))  # fmt: skip
-    ctx.slices(1.0, (inputs, ctx.shape(1)[in_axis]), (outputs, ctx.shape(1)[out_axis]))
+             (inputs, ctx.shape(slots.weight)[in_axis]))  # fmt: skip
+    ctx.slices(1.0, (inputs, ctx.shape(slots.weight)[in_axis]), (outputs, ctx.shape(slots.weight)[out_axis]))
     if zero:
         ctx.builder.zero.add(ctx.node.output[0])
     return [(rows, outputs)]
 
 
-def _gemm_bias(ctx: NodeContext, rows: Ids | None, outputs: Ids | None) -> tuple[Ids | None, Ids | None, bool]:
+def _gemm_bias(ctx: NodeContext, k: int, rows: Ids | None,
+               outputs: Ids | None) -> tuple[Ids | None, Ids | None, bool]:  # fmt: skip
     """C broadcasts to [I, J]: the axes that result, and whether it is zero at outputs that are removed."""
-    shape, axes = ctx.shape(2), ctx.axes(2)
+    shape, axes = ctx.shape(k), ctx.axes(k)
     result = [rows, outputs]
     for axis in range(-len(shape), 0):
         if shape[axis] == ctx.out_shape()[axis]:
@@ -249,4 +274,4 @@ def _gemm_bias(ctx: NodeContext, rows: Ids | None, outputs: Ids | None) -> tuple
         else:
             ctx.freeze(axes[axis], "one channel broadcast over many")
     spans = bool(shape) and shape[-1] == ctx.out_shape()[1]
-    return result[0], result[1], spans and ctx.mask_where_possible(2)
+    return result[0], result[1], spans and ctx.mask_where_possible(k)

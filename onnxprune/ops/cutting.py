@@ -6,6 +6,7 @@ bounds, indices and amounts for the channels that remain.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,45 +17,55 @@ from onnxprune.editing import NodeEditor
 from onnxprune.graph import attribute
 from onnxprune.ops.movement import carry
 
-__all__ = ["concat", "gather", "pad", "resize_concat", "resize_gather", "resize_pad", "resize_slice", "resize_split",
-           "slice_", "split"]  # fmt: skip
+__all__ = ["concat", "gather", "joined", "pad", "resize_concat", "resize_gather", "resize_pad", "resize_slice",
+           "resize_split", "slice_", "split"]  # fmt: skip
 
 
 def concat(ctx: NodeContext) -> list[Axes]:
     """Operands one after another along an axis, https://onnx.ai/onnx/operators/onnx__Concat.html"""
+    rest = {ctx.builder.rest.get(name) for name in ctx.node.input}
+    if len(rest) == 1:
+        ctx.rests(0, ctx.node.output[0])
+    return joined(ctx, range(len(ctx.node.input)))
+
+
+def joined(ctx: NodeContext, inputs: Sequence[int]) -> list[Axes]:
+    """These inputs one after another."""
     rank = len(ctx.out_shape())
     axis = ctx.axis("axis", 1, rank)
-    operands = [ctx.axes(k) for k in range(len(ctx.node.input))]
+    operands = {k: ctx.axes(k) for k in inputs}
     result: list[Ids | None] = []
     for a in range(rank):
-        parts = [axes[a] for axes in operands]
+        parts = {k: axes[a] for k, axes in operands.items()}
         if a == axis:
             result.append(_joined(ctx, parts, axis))
-        elif any(ids is None for ids in parts):
-            for ids in parts:
+        elif any(ids is None for ids in parts.values()):
+            for ids in parts.values():
                 ctx.freeze(ids, "coupled with an axis of fixed size")
             result.append(None)
         else:
-            for ids in parts[1:]:
-                ctx.unify(parts[0], ids)
-            result.append(parts[0])
-    if all(ctx.zeroed(k) or all(ids is None for ids in axes) for k, axes in enumerate(operands)):
+            first, *others = parts.values()
+            for ids in others:
+                ctx.unify(first, ids)
+            result.append(first)
+    if all(ctx.zeroed(k) or all(ids is None for ids in axes) for k, axes in operands.items()):
         ctx.builder.zero.add(ctx.node.output[0])
     return [tuple(result)]
 
 
-def _joined(ctx: NodeContext, parts: list[Ids | None], axis: int) -> Ids | None:
+def _joined(ctx: NodeContext, parts: Mapping[int, Ids | None], axis: int) -> Ids | None:
     """Ids along the axis of a Concat; a plain operand, or a stored one beside computed ones, contributes indices that
-    never leave. Where all are stored, the result is itself a constant (a recurrent layer's gates in another order)."""
-    stored = [ctx.is_constant(k) for k in range(len(parts))]
-    held = [ids if all(stored) or not kept else None for ids, kept in zip(parts, stored, strict=True)]
-    for ids, kept in zip(parts, stored, strict=True):
-        if kept and not all(stored):
+    never leave."""
+    stored = {k: ctx.is_constant(k) for k in parts}
+    alike = all(stored.values())
+    held = {k: ids if alike or not stored[k] else None for k, ids in parts.items()}
+    for k, ids in parts.items():
+        if stored[k] and not alike:
             ctx.freeze(ids, "a constant joined to computed channels")
-    if all(ids is None for ids in held):
+    if all(ids is None for ids in held.values()):
         return None
-    sizes = [ctx.shape(k)[axis] for k in range(len(parts))]
-    return np.concatenate([np.zeros(n, np.int32) if ids is None else ids for ids, n in zip(held, sizes, strict=True)])
+    sizes = {k: ctx.shape(k)[axis] for k in parts}
+    return np.concatenate([np.zeros(sizes[k], np.int32) if ids is None else ids for k, ids in held.items()])
 
 
 def resize_concat(edit: NodeEditor) -> None:

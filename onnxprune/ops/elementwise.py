@@ -11,8 +11,9 @@ import numpy as np
 from onnxprune.channels import Axes, Ids, NodeContext, Opaque
 from onnxprune.ops.sign import Sign, sign
 
-__all__ = ["add", "batch_normalization", "broadcast", "clip", "compare", "divide", "multiply", "power", "prelu",
-           "where", "zero", "zero_never", "zero_or_nothing", "zero_outside", "zero_to_infinity"]  # fmt: skip
+__all__ = ["add", "add_vector", "batch_normalization", "broadcast", "choice", "clip", "compare", "divide", "multiply",
+           "power", "prelu", "product", "same", "sum_", "where", "zero", "zero_never", "zero_or_nothing",
+           "zero_outside", "zero_to_infinity"]  # fmt: skip
 
 
 def broadcast(ctx: NodeContext, operands: list[int]) -> tuple[Axes, dict[int, bool]]:
@@ -73,6 +74,11 @@ def zero(ctx: NodeContext) -> list[Axes]:
     return _result(ctx, ctx.axes(0), ctx.zeroed(0))
 
 
+def same(ctx: NodeContext, *, zero_stays: bool) -> list[Axes]:
+    """f(x) for every element of the first input; further inputs are parameters."""
+    return _result(ctx, ctx.axes(0), zero_stays)
+
+
 def zero_never(ctx: NodeContext) -> list[Axes]:
     """f(x) with f(0) ≠ 0 and finite: Sigmoid, Exp, Softplus."""
     return _result(ctx, ctx.axes(0), False)
@@ -117,7 +123,11 @@ def _bound(ctx: NodeContext, name: str, k: int) -> float | None:
 
 def add(ctx: NodeContext) -> list[Axes]:
     """a + b, a − b, Sum, Mean, Min, Max: zero where all operands are. Constants are zeroed along with the channel."""
-    operands = _operands(ctx)
+    return sum_(ctx, _operands(ctx))
+
+
+def sum_(ctx: NodeContext, operands: list[int]) -> list[Axes]:
+    """The sum, or whatever is zero where all are, of these inputs."""
     axes, spans = broadcast(ctx, operands)
     zeros = {k: ctx.zeroed(k) for k in operands}
     if any(ids is not None for ids in axes) and not all(ctx.is_constant(k) for k in operands):
@@ -127,9 +137,23 @@ def add(ctx: NodeContext) -> list[Axes]:
     return _result(ctx, axes, all(spans[k] and zeros[k] for k in operands))
 
 
+def add_vector(ctx: NodeContext, axes: Axes, k: int) -> list[Axes]:
+    """A stored bias [N], input k, added along the last axis of what the node has made."""
+    if not ctx.is_constant(k) or len(ctx.shape(k)) != 1:
+        raise Opaque("its bias is computed")
+    result = (*axes[:-1], ctx.unify(axes[-1], ctx.axes(k)[0]))
+    if not ctx.mask_where_possible(k) or any(ids is not None for ids in axes[:-1]):
+        ctx.builder.zero.discard(ctx.node.output[0])
+    return [result]
+
+
 def multiply(ctx: NodeContext) -> list[Axes]:
     """a · b: zero where any operand is."""
-    operands = _operands(ctx)
+    return product(ctx, _operands(ctx))
+
+
+def product(ctx: NodeContext, operands: list[int]) -> list[Axes]:
+    """The product of these inputs."""
     axes, spans = broadcast(ctx, operands)
     return _result(ctx, axes, any(spans[k] and ctx.zeroed(k) for k in operands))
 
@@ -173,8 +197,13 @@ def compare(ctx: NodeContext) -> list[Axes]:
 
 def where(ctx: NodeContext) -> list[Axes]:
     """condition ? a : b, https://onnx.ai/onnx/operators/onnx__Where.html"""
-    axes, spans = broadcast(ctx, [0, 1, 2])
-    return _result(ctx, axes, all(spans[k] and ctx.zeroed(k) for k in (1, 2)))
+    return choice(ctx, [0, 1, 2])
+
+
+def choice(ctx: NodeContext, operands: list[int]) -> list[Axes]:
+    """Where the first of these inputs is true the second, else the third."""
+    axes, spans = broadcast(ctx, operands)
+    return _result(ctx, axes, all(spans[k] and ctx.zeroed(k) for k in operands[1:]))
 
 
 def batch_normalization(ctx: NodeContext) -> list[Axes]:

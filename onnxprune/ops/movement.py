@@ -17,6 +17,7 @@ def carry(ctx: NodeContext, axes: Axes, k: int = 0) -> list[Axes]:
     """One output with these axes; every output is zero where input k is."""
     if ctx.zeroed(k):
         ctx.builder.zero.update(name for name in ctx.node.output if name)
+    ctx.rests(k, *ctx.node.output)
     return [axes]
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "resize_mean",
     "resize_resample",
     "softmax",
+    "softmax_of",
     "sum_reduce",
     "take_axis",
 ]  # fmt: skip
@@ -48,12 +49,14 @@ def _pass(ctx: NodeContext, axes: Axes, zero_stays: bool) -> list[Axes]:
     return [axes, *ctx.plain_outputs()[1:]]
 
 
-def pool(ctx: NodeContext) -> list[Axes]:
-    """Pools: every channel of axis 1 for itself, over the axes after it."""
+def pool(ctx: NodeContext, *, channels_last: bool = False) -> list[Axes]:
+    """Pools: every channel of axis 1 (or of the last) for itself, over the other axes but the first."""
     axes = ctx.axes(0)
-    for ids in axes[2:]:
-        ctx.freeze(ids, "pooled over")
-    carried = (*axes[:2], *(None,) * (len(axes) - 2))
+    own = (0, len(axes) - 1 if channels_last else 1)
+    for a, ids in enumerate(axes):
+        if a not in own:
+            ctx.freeze(ids, "pooled over")
+    carried = tuple(ids if a in own else None for a, ids in enumerate(axes))
     return [carried for _ in _pass(ctx, carried, ctx.zeroed(0))]
 
 
@@ -62,6 +65,7 @@ def max_pool(ctx: NodeContext) -> list[Axes]:
     if ctx.is_read(1):
         for ids in ctx.axes(0)[:2]:
             ctx.freeze(ids, "its indices count through all channels")
+    ctx.rests(0, ctx.node.output[0])
     return pool(ctx)
 
 
@@ -201,8 +205,12 @@ def softmax(ctx: NodeContext) -> list[Axes]:
 
     https://onnx.ai/onnx/operators/onnx__Softmax.html
     """
+    return softmax_of(ctx, recent=ctx.builder.graph.opset >= 13)
+
+
+def softmax_of(ctx: NodeContext, *, recent: bool) -> list[Axes]:
+    """Softmax as of opset 13 (``recent``) or as before."""
     axes = ctx.axes(0)
-    recent = ctx.builder.graph.opset >= 13
     axis = ctx.axis("axis", -1 if recent else 1, len(axes))
     across = {axis} if recent else set(range(axis, len(axes)))
     for a in across:

@@ -19,6 +19,7 @@ from onnxprune.ops import contraction as c
 from onnxprune.ops import cutting as x
 from onnxprune.ops import elementwise as e
 from onnxprune.ops import fused as f
+from onnxprune.ops import integer as i
 from onnxprune.ops import movement as m
 from onnxprune.ops import quantization as q
 from onnxprune.ops import reduction as r
@@ -120,7 +121,23 @@ RULES: dict[str, Rule] = {
     **_rows("InstanceNormalization", r.instance_normalization),
     **_rows("GroupNormalization", r.group_normalization, r.resize_group_normalization),
     # quantisation
-    **_rows("DequantizeLinear QuantizeLinear", q.linear),
+    **_rows("DequantizeLinear QuantizeLinear com.microsoft.DequantizeLinear com.microsoft.QuantizeLinear", q.linear),
+    **_rows("DynamicQuantizeLinear", i.dynamic_linear),
+    **_rows("QLinearConv com.microsoft.QLinearConv", i.linear_conv, c.resize_groups),
+    **_rows("ConvInteger", i.integer_conv, c.resize_groups),
+    **_rows("QLinearMatMul", i.linear_matmul),
+    **_rows("MatMulInteger", i.integer_matmul),
+    **_rows("com.microsoft.QGemm", i.linear_gemm),
+    **_rows("com.microsoft.DynamicQuantizeMatMul", i.dynamic_matmul),
+    **_rows("com.microsoft.MatMulIntegerToFloat", i.matmul_to_float),
+    **_rows("com.microsoft.QLinearAdd", q.linear_add),
+    **_rows("com.microsoft.QLinearMul", q.linear_multiply),
+    **_rows("com.microsoft.QLinearWhere", q.linear_where),
+    **_rows("com.microsoft.QLinearLeakyRelu", q.linear_leaky_relu),
+    **_rows("com.microsoft.QLinearSigmoid", q.linear_sigmoid),
+    **_rows("com.microsoft.QLinearSoftmax", q.linear_softmax),
+    **_rows("com.microsoft.QLinearAveragePool com.microsoft.QLinearGlobalAveragePool", q.linear_pool),
+    **_rows("com.microsoft.QLinearConcat", q.linear_concat, q.resize_linear_concat),
 }
 
 _STANDARD = ("", "ai.onnx")

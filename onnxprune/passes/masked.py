@@ -13,6 +13,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from onnxprune.channels import Axes, ChannelMap
 from onnxprune.graph import Edge, constant_of
+from onnxprune.quantised import spread
 
 __all__ = ["masked_reference"]
 
@@ -55,7 +56,7 @@ def _masked(channel_map: ChannelMap, keep: NDArray[np.bool_], name: str) -> Tens
     values = np.array(channel_map.graph.values(name))
     for edge, axis, gone in cuts:
         index = (slice(None),) * axis + (gone,)
-        values[index] = _zero(channel_map, edge, axis, gone, values[index].shape)
+        values[index] = _zero(channel_map, edge, values.shape)[index]
     return numpy_helper.from_array(values, name)
 
 
@@ -63,17 +64,8 @@ def _axes(channel_map: ChannelMap, edge: Edge) -> Axes:
     return channel_map.uses.get(edge, ())
 
 
-def _zero(
-    channel_map: ChannelMap, edge: Edge, axis: int, gone: NDArray[np.bool_], shape: tuple[int, ...]
-) -> NDArray[np.generic] | int:
-    """Zero, which for a quantised weight is its zero point."""
-    node = channel_map.graph.nodes[edge[0]]
-    if node.op_type != "DequantizeLinear" or len(node.input) < 3 or not node.input[2]:
-        return 0
-    points = np.asarray(channel_map.graph.values(node.input[2]))
-    if points.ndim == 0 or points.size == 1:
-        return np.broadcast_to(points.reshape(()), shape)
-    along = next((int(held.i) for held in node.attribute if held.name == "axis"), 1) % len(shape)
-    if along == axis:
-        points = points[gone]
-    return np.broadcast_to(points.reshape([-1 if a == along else 1 for a in range(len(shape))]), shape)
+def _zero(channel_map: ChannelMap, edge: Edge, shape: tuple[int, ...]) -> NDArray[np.generic]:
+    """Zero in the shape of a constant, which for a quantised weight is its zero point."""
+    node, point = channel_map.graph.nodes[edge[0]], channel_map.masked[edge]
+    held = channel_map.graph.values(point) if point else np.zeros((), np.int8)
+    return np.broadcast_to(spread(node, edge[1], held, shape), shape)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnxprune.channels import ChannelMap, Contraction
 from onnxprune.graph import attribute
 from onnxprune.ops.recurrent import GATES
-from onnxprune.weights import weight_values
+from onnxprune.quantised import real_values
 
 __all__ = ["FloatArray", "frobenius_block", "operator_block", "operator_norms", "slices"]
 
@@ -36,14 +36,14 @@ _CHUNK = 1 << 22  # numbers in a block of transformed slices: bounds the memory,
 
 def slices(channel_map: ChannelMap, c: Contraction) -> FloatArray:
     """The weight as [out, in per group, kernel elements…], whatever the operator's layout."""
-    stored = weight_values(channel_map.graph, channel_map.graph.nodes[c.node].input[c.weight])
+    stored = real_values(channel_map.graph, c.node, c.weight)
     exact = stored.dtype in (np.float32, np.float64)
     values: FloatArray = np.asarray(stored if exact else stored.astype(np.float32))
     operator = channel_map.graph.nodes[c.node].op_type
     if operator in GATES:  # [directions, gates·hidden, in] → [hidden, in, gates, directions]
         gates = values.reshape(len(values), GATES[operator], -1, values.shape[2])
         return gates.transpose(2, 3, 1, 0)
-    if operator in ("Einsum", "MatMul"):
+    if "Conv" not in operator:
         return np.moveaxis(values, (c.out_axis, c.in_axis), (0, 1))
     if (c.out_axis, c.in_axis) == (0, 1):
         return values
