@@ -120,9 +120,8 @@ PRODUCTS = [
     tokens(
         "MatMul batched",
         "u = Unsqueeze(a, one) m = MatMul(u, k) r = Relu(m) d = MatMul(r, q) z = ReduceMean<axes=[1], keepdims=0>(d)",
-        8 + 4 + 4,
+        8 + 4 + 4 + 3,
         4,
-        "ReduceMean over the channels",
         one=ints(1),
         k=(3, 8, 4),
         q=(3, 4, 4),

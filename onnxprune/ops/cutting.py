@@ -55,7 +55,7 @@ def joined(ctx: NodeContext, inputs: Sequence[int]) -> list[Axes]:
 
 def _joined(ctx: NodeContext, parts: Mapping[int, Ids | None], axis: int) -> Ids | None:
     """Ids along the axis of a Concat; a plain operand, or a stored one beside computed ones, contributes indices that
-    never leave."""
+    never leave. Where all are stored, the result is itself a constant (a recurrent layer's gates in another order)."""
     stored = {k: ctx.is_constant(k) for k in parts}
     alike = all(stored.values())
     held = {k: ids if alike or not stored[k] else None for k, ids in parts.items()}
