@@ -46,6 +46,8 @@ def _rows(names: str, channels: Callable[[NodeContext], list[Axes]],
 
 
 def _plain(ctx: NodeContext) -> list[Axes]:
+    """A constant; the sizes of a tensor, which may change (see ``_keep_one``)."""
+    ctx.heard.update(range(len(ctx.node.input)))
     return ctx.plain_outputs()
 
 
