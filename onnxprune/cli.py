@@ -162,6 +162,13 @@ def _same(a: Path, b: Path) -> bool:
     "kernels; none: the default of lossless mode.",
 )
 @_renorm
+@click.option(
+    "--restructure",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Let layers read only the channels they have kernels for: auto where it pays.",
+)
 @click.option("--plan", "plan_file", type=_PATH, help="Apply this plan instead of choosing.")
 @click.option("--save-plan", type=_PATH, help="Write the plan as JSON.")
 @click.option("--emit-masked", type=_PATH, help="Write the masked reference that the result must agree with.")

@@ -40,8 +40,10 @@ class Layer:
     frozen_by: str
 
 
-def layers(channel_map: ChannelMap, keep: NDArray[np.bool_] | None = None) -> tuple[Layer, ...]:
-    """The layers in the order of the nodes; ``keep`` (bool [groups]): what is left of them."""
+def layers(channel_map: ChannelMap, keep: NDArray[np.bool_] | None = None,
+           narrowed: Mapping[str, int] | None = None) -> tuple[Layer, ...]:  # fmt: skip
+    """The layers in the order of the nodes; ``keep`` (bool [groups]): what is left of them; ``narrowed``: output of a
+    layer → how many of the channels that are left it reads, if not all."""
     kept = np.ones(channel_map.groups, np.bool_) if keep is None else keep
     found = []
     for c in channel_map.contractions:
@@ -58,7 +60,7 @@ def layers(channel_map: ChannelMap, keep: NDArray[np.bool_] | None = None) -> tu
                 weights=prod(shape),
                 inputs=len(c.inputs),
                 outputs=len(c.outputs),
-                inputs_kept=int(np.count_nonzero(kept[c.inputs])),
+                inputs_kept=(narrowed or {}).get(node.output[0], int(np.count_nonzero(kept[c.inputs]))),
                 outputs_kept=int(np.count_nonzero(kept[c.outputs])),
                 groups_free=len(groups) - len(frozen),
                 groups_frozen=len(frozen),

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from onnxprune.passes.cost import MEASURES, Measure, cost_of
 from onnxprune.passes.flow import Blocks
 from onnxprune.passes.fold import Dead, dead_groups, fold, nonzero_slices, same_channels, signal_blocks
 from onnxprune.passes.masked import masked_reference
+from onnxprune.passes.narrow import Narrowed, Restructure, idle_inputs, narrow
 from onnxprune.passes.rewrite import rewrite
 from onnxprune.passes.scores import METHODS
 from onnxprune.passes.select import reachable, round_up, select
@@ -56,6 +57,7 @@ class Options:
     ``sparsity`` in [0, 1): share of ``measure`` to remove; None: only what provably does not matter.
     ``keep``: patterns of node and tensor names whose channels are left alone.
     ``align``: None is ``auto`` with a sparsity; in lossless mode everything dead goes.
+    ``restructure``: whether layers read only the channels they have kernels for: where it pays, always or never.
     """
 
     sparsity: float | None = None
@@ -67,6 +69,7 @@ class Options:
     allow_renorm: bool = False
     seed: int = 0
     provider: Provider = "auto"
+    restructure: Restructure = "auto"
 
     def check(self) -> None:
         """Raises UsageError for values out of range."""
@@ -76,6 +79,8 @@ class Options:
             raise UsageError(f"measure is '{self.measure}', expected one of {', '.join(MEASURES)}")
         if self.method not in METHODS:
             raise UsageError(f"method is '{self.method}', expected one of {', '.join(METHODS)}")
+        if self.restructure not in get_args(Restructure):
+            raise UsageError(f"restructure is '{self.restructure}', expected one of {', '.join(get_args(Restructure))}")
         if self.granularity != "channel":
             raise UsageError(f"granularity '{self.granularity}' is not available yet; use --granularity channel")
 
@@ -95,7 +100,9 @@ class Result:
 
     ``model``: the pruned model. ``plan``: what left. ``before``/``after``: its sizes. ``layers``: width before and
     after, layer by layer. ``census``: what is frozen, by cause. ``renormalised``: normalisations computed over fewer
-    channels. ``verification``: pruned against its reference, None if not asked for. ``seconds``: time by step.
+    channels. ``narrowed``: output of a layer → how many channels it reads, where that are fewer than there are.
+    ``verification``: pruned against its reference, None if not asked for. ``seconds``: time by step.
+    ``final``: the channel map of the pruned model, where layers were narrowed.
     """
 
     model: ModelProto
@@ -111,6 +118,8 @@ class Result:
     keep: BoolArray = field(repr=False)
     source: LoadedModel | None = field(default=None, repr=False)
     verification: Verification | None = None
+    narrowed: Mapping[str, int] = field(default_factory=dict)
+    final: ChannelMap | None = field(default=None, repr=False)
 
     @property
     def folder(self) -> Path | None:
@@ -161,6 +170,7 @@ def prune(
     keep: Sequence[str] = (),
     align: str | None = None,
     allow_renorm: bool = False,
+    restructure: Restructure = "auto",
     seed: int = 0,
     plan: Plan | None = None,
     check: bool = True,
@@ -181,6 +191,8 @@ def prune(
         align: ``auto``, ``none`` or a step that kept widths fall on; None is ``auto`` with a sparsity and ``none``
             without (in lossless mode, ``auto`` leaves dead channels where removing them would leave an odd width).
         allow_renorm: also prune channels that a normalisation runs over (not exact).
+        restructure: let layers read only the channels they have kernels for: ``auto`` where it pays, ``always``
+            wherever it can be done, ``never``.
         seed: of ``random`` and of the inputs that verification feeds.
         plan: apply this instead of choosing.
         check: run the reference and the pruned model and compare.
@@ -203,7 +215,8 @@ def prune(
     if source is not None:
         folder = source.folder
     proto = model if isinstance(model, ModelProto) else source.proto  # type: ignore[union-attr]
-    options = Options(sparsity, measure, method, granularity, tuple(keep), align, allow_renorm, seed, provider)
+    options = Options(sparsity, measure, method, granularity, tuple(keep), align, allow_renorm, seed, provider,
+                      restructure)  # fmt: skip
     if plan is not None:
         options = replace(options, sparsity=plan.sparsity, keep=plan.keep, allow_renorm=plan.allow_renorm)
     options.check()
@@ -226,12 +239,14 @@ def prune(
     chosen, plan = _choose(channel_map, dead, signal_blocks(nonzero), options, plan, original, clock)
     with clock("rewriting"):
         pruned = rewrite(channel_map, chosen)
+    with clock("narrowing"):
+        narrowed, final = _narrowed(pruned, channel_map, chosen, nonzero, options, original)
     result = Result(
-        model=pruned,
+        model=narrowed.model,
         plan=plan,
         before=sizes(original),
-        after=_sizes_kept(channel_map, chosen, pruned),
-        layers=layers(channel_map, chosen),
+        after=_sizes_kept(channel_map, chosen, pruned) if final is None else sizes(final),
+        layers=layers(channel_map, chosen, narrowed.consumers),
         census=census(original),
         renormalised=tuple(name for name, ids in channel_map.renormalised if not np.all(chosen[ids])),
         seconds=clock.seconds,
@@ -239,6 +254,8 @@ def prune(
         channel_map=channel_map,
         keep=chosen,
         source=source,
+        narrowed=narrowed.consumers,
+        final=final,
     )
     if not check:
         return result
@@ -333,6 +350,23 @@ def _selected(
     )
 
 
+def _narrowed(
+    pruned: ModelProto,
+    channel_map: ChannelMap,
+    keep: BoolArray,
+    nonzero: Mapping[int, BoolArray],
+    options: Options,
+    original: ChannelMap,
+) -> tuple[Narrowed, ChannelMap | None]:
+    """The pruned model with layers that read only what they use, and its channel map; None where it stays as it is."""
+    if options.restructure == "never" or not idle_inputs(channel_map, nonzero, keep):
+        return Narrowed(pruned, {}), None
+    before = build_map(Graph(pruned, original.graph.folder))
+    pinned = _matching(original.graph, options.keep)
+    found = narrow(before, nonzero_slices(before), options.restructure, pinned)
+    return found, build_map(Graph(found.model, original.graph.folder)) if found.consumers else None
+
+
 def sizes(channel_map: ChannelMap) -> Sizes:
     """What a model holds, counted from the model (weights) and its channel map."""
     everything = np.ones(channel_map.groups, np.bool_)
@@ -355,7 +389,7 @@ def _verified(
     with TemporaryDirectory(prefix="onnxprune-") as scratch:
         reference = _as_runnable(result, result.reference, Path(scratch) / "reference.onnx")
         tried = _as_runnable(result, candidate, Path(scratch) / "pruned.onnx")
-        inside = [name for name in squashed_tensors(result.reference) if _is_unchanged(result.channel_map, name)]
+        inside = [name for name in squashed_tensors(result.reference) if _is_unchanged(result, name)]
         found = verify(
             reference, tried, provider=provider, shapes=shapes, seed=seed, folder=result.folder, inside=inside
         )
@@ -393,7 +427,10 @@ def _as_runnable(result: Result, model: ModelProto | Path, place: Path) -> Model
     return place
 
 
-def _is_unchanged(channel_map: ChannelMap, name: str) -> bool:
+def _is_unchanged(result: Result, name: str) -> bool:
     """Whether a tensor keeps all its channels whatever is chosen."""
+    if result.final is not None and result.final.shapes.of.get(name) != result.channel_map.shapes.of.get(name):
+        return False  # gone, or only a part of it is left
+    channel_map = result.channel_map
     axes = channel_map.axes.get(name, ())
     return all(ids is None or bool(np.all(channel_map.frozen[ids])) for ids in axes)

@@ -10,6 +10,7 @@ Schema, version 1 (numbers are plain; absent things are null):
 - ``layers``: name, operator, weight, channels before and after, groups, what froze them
 - ``frozen``: operator, node, reason, weights; ``prunable_weights``
 - ``renormalised``: normalisations computed over fewer channels; ``seconds``: time by step
+- ``narrowed``: how many layers read only a part of the channels there are
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def report_json(
             {"operator": cause.operator, "node": cause.node, "reason": cause.reason, "weights": count}
             for cause, count in sorted(result.census.frozen.items(), key=lambda item: -item[1])
         ],
+        "narrowed": len(result.narrowed),
         "renormalised": list(result.renormalised),
         "seconds": dict(result.seconds),
     }

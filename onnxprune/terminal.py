@@ -72,6 +72,9 @@ class Terminal:
         self._agreement(result)
         self._bars(result.layers)
         self._frozen(result.census)
+        if result.narrowed:
+            count = len(result.narrowed)
+            self.console.print(f"{count} layer{'s read' if count > 1 else ' reads'} only the channels in use")
         for name in result.renormalised:
             self.console.print(f"normalised over fewer channels (not exact): {name}")
         self.console.print(f"wrote {out}")

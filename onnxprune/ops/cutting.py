@@ -17,8 +17,8 @@ from onnxprune.editing import NodeEditor
 from onnxprune.graph import attribute
 from onnxprune.ops.movement import carry
 
-__all__ = ["concat", "gather", "joined", "pad", "resize_concat", "resize_gather", "resize_pad", "resize_slice",
-           "resize_split", "slice_", "split"]  # fmt: skip
+__all__ = ["Bounds", "amounts_of", "concat", "gather", "is_whole", "joined", "pad", "resize_concat", "resize_gather",
+           "resize_pad", "resize_slice", "resize_split", "slice_", "split"]  # fmt: skip
 
 
 def concat(ctx: NodeContext) -> list[Axes]:
@@ -115,9 +115,9 @@ def resize_split(edit: NodeEditor) -> None:
 def slice_(ctx: NodeContext) -> list[Axes]:
     """A range of indices along some axes, https://onnx.ai/onnx/operators/onnx__Slice.html"""
     axes, shape = list(ctx.axes(0)), ctx.shape(0)
-    cut = _Cut.of(ctx)
+    cut = Bounds.of(ctx)
     for a, ids in enumerate(axes):
-        if ids is None or _is_whole(ctx, cut, a):
+        if ids is None or is_whole(ctx, cut, a):
             continue
         span = None if cut is None else cut.span(a, shape[a])
         if span is None or not ctx.is_fixed(0, a):
@@ -128,7 +128,7 @@ def slice_(ctx: NodeContext) -> list[Axes]:
     return carry(ctx, tuple(axes))
 
 
-def _is_whole(ctx: NodeContext, cut: _Cut | None, axis: int) -> bool:
+def is_whole(ctx: NodeContext, cut: Bounds | None, axis: int) -> bool:
     """Whether all indices of an axis pass in their order, whatever the bounds say."""
     if cut is None:
         return False
@@ -138,7 +138,7 @@ def _is_whole(ctx: NodeContext, cut: _Cut | None, axis: int) -> bool:
 
 
 @dataclass(frozen=True)
-class _Cut:
+class Bounds:
     """What a Slice takes: of the axes ``axes``, bounds (None where they are computed at run time) and steps."""
 
     starts: list[int] | None
@@ -147,7 +147,7 @@ class _Cut:
     steps: list[int]
 
     @staticmethod
-    def of(ctx: NodeContext) -> _Cut | None:
+    def of(ctx: NodeContext) -> Bounds | None:
         """Attributes before opset 10, then inputs; None where the axes or steps are computed at run time."""
         starts, ends = (ctx.integer_list(name) or ctx.integers(k) for name, k in (("starts", 1), ("ends", 2)))
         axes = ctx.integer_list("axes") or ctx.integers(3)
@@ -158,7 +158,7 @@ class _Cut:
         if starts is None and ctx.has(1) and not count:
             count = ctx.shape(1)[0]
         rank = len(ctx.shape(0))
-        return _Cut(starts, ends, [a % rank for a in (axes or range(count))], steps or [1] * count)
+        return Bounds(starts, ends, [a % rank for a in (axes or range(count))], steps or [1] * count)
 
     def span(self, axis: int, size: int) -> slice | None:
         """The bounds of one axis as a Python slice: an end before the first element stays before it."""
@@ -171,14 +171,14 @@ class _Cut:
 
 def resize_slice(edit: NodeEditor) -> None:
     """Bounds move with the channels before them; a stepped range becomes a Gather of the indices that remain."""
-    cut = _Cut.of(edit.context)
+    cut = Bounds.of(edit.context)
     if cut is None:
         return
     starts: dict[int, int] = {}
     ends: dict[int, int] = {}
     steps: dict[int, int] = {}
     for a, ids in enumerate(edit.axes(0)):
-        if ids is None or not edit.changed(ids) or a not in cut.axes or _is_whole(edit.context, cut, a):
+        if ids is None or not edit.changed(ids) or a not in cut.axes or is_whole(edit.context, cut, a):
             continue
         entry = cut.axes.index(a)
         left = _left(edit, ids, cut.span(a, len(ids)))
@@ -242,7 +242,7 @@ def resize_gather(edit: NodeEditor) -> None:
 def pad(ctx: NodeContext) -> list[Axes]:
     """Indices added at both ends of an axis, https://onnx.ai/onnx/operators/onnx__Pad.html"""
     axes = list(ctx.axes(0))
-    amounts = _amounts(ctx)
+    amounts = amounts_of(ctx)
     constant = attribute(ctx.node, "mode") in (None, "constant")
     for a, ids in enumerate(axes):
         begin, end = (-1, -1) if amounts is None else amounts.get(a, (0, 0))
@@ -280,7 +280,7 @@ def _padded_axes(ctx: NodeContext) -> list[int] | None:
     return None if named is None else [a % rank for a in named]
 
 
-def _amounts(ctx: NodeContext) -> dict[int, tuple[int, int]] | None:
+def amounts_of(ctx: NodeContext) -> dict[int, tuple[int, int]] | None:
     """Axis → (before, after); None where they are computed at run time."""
     pads, named = _pads(ctx), _padded_axes(ctx)
     if pads is None or named is None:
@@ -290,7 +290,7 @@ def _amounts(ctx: NodeContext) -> dict[int, tuple[int, int]] | None:
 
 def resize_pad(edit: NodeEditor) -> None:
     """Padded channels that are removed are no longer padded."""
-    amounts, named = _amounts(edit.context), _padded_axes(edit.context)
+    amounts, named = amounts_of(edit.context), _padded_axes(edit.context)
     if amounts is None or named is None:
         return
     changes: dict[int, int] = {}

@@ -1,0 +1,92 @@
+"""What a node costs at run time, as far as it decides between two ways to compute the same thing.
+
+A few constants of the target: what it takes to start a node, how fast numbers are copied, how fast convolutions and
+matrix products run by width. See ``benchmarks/widths.py`` for the steps of ONNX Runtime's CPU kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil, prod
+
+from onnx import NodeProto
+
+from onnxprune.graph import attribute
+from onnxprune.shapes import Shape
+
+__all__ = ["Target", "microseconds"]
+
+_VIEWS = frozenset("Constant Flatten Identity Reshape Shape Size Squeeze Unsqueeze".split())
+_COPIES = frozenset("Concat DepthToSpace Expand Gather Pad Slice SpaceToDepth Split Tile Transpose".split())
+_CONTRACTIONS = frozenset("Conv ConvTranspose FusedConv FusedGemm FusedMatMul Gemm GRU LSTM MatMul RNN".split())
+_FUSED = frozenset("BatchNormalization Clip Relu LeakyRelu Sigmoid Tanh HardSigmoid".split())
+"""Operators that disappear into the convolution before them."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a target takes. ``start``: µs for any node. By µs: numbers ``copied``, passed through an element-wise function
+    (``computed``), brought from or into blocks or columns (``ordered``), read as a weight (``loaded``), and
+    multiply-accumulates (``multiplied``). ``block``: channels of a block of its convolutions.
+
+    The defaults are those of ONNX Runtime on one thread with AVX-512.
+    """
+
+    start: float = 1.0
+    copied: float = 3000.0
+    computed: float = 3000.0
+    ordered: float = 6000.0
+    loaded: float = 4000.0
+    multiplied: float = 50000.0
+    block: int = 16
+
+
+def microseconds(target: Target, node: NodeProto, shapes: Mapping[str, Shape], after: str = "") -> float:
+    """Time of a node; ``after``: the operator that makes its first input."""
+    op = node.op_type
+    if op == "Constant":
+        return 0.0
+    made = sum(prod(shapes.get(name, ())) for name in node.output if name)
+    if op in _VIEWS:
+        return target.start
+    if op in ("Conv", "FusedConv") and len(shapes[node.input[1]]) == 4:
+        return target.start + _convolution(target, node, shapes)
+    if op in _CONTRACTIONS:
+        return target.start + _product(target, node, shapes, made)
+    if op in _COPIES:
+        return target.start + made / target.copied
+    if op in _FUSED and after in ("Conv", "FusedConv"):
+        return 0.0
+    read = max((prod(shapes.get(name, ())) for name in node.input if name), default=0)
+    return target.start + max(made, read) / target.computed
+
+
+def _product(target: Target, node: NodeProto, shapes: Mapping[str, Shape], made: int) -> float:
+    """A matrix product, or what is computed as one; a single row takes what reading the weight takes."""
+    data, weight = shapes.get(node.input[0], (1,)), shapes.get(node.input[1], ())
+    if node.op_type in ("Conv", "FusedConv"):
+        work = made * prod(weight[1:])
+    elif node.op_type == "ConvTranspose":
+        work = prod(data) * prod(weight[1:])
+    else:
+        work = made * data[0 if attribute(node, "transA") and len(data) == 2 else -1]
+    return max(work / target.multiplied, prod(weight) / target.loaded)
+
+
+def _convolution(target: Target, node: NodeProto, shapes: Mapping[str, Shape]) -> float:
+    """In two dimensions: blocked, with the last block of outputs computed whole and picked apart, or in columns.
+
+    ONNX Runtime leaves the blocks where a convolution reads a block of channels or more, but no multiple of 4.
+    """
+    weight, made = shapes[node.input[1]], shapes[node.output[0]]
+    groups = attribute(node, "group")
+    read, kernel, space = weight[1], prod(weight[2:]), made[0] * prod(made[2:])
+    if isinstance(groups, int) and groups > 1:
+        return made[1] * read * kernel * space / target.multiplied + made[1] * space / target.ordered
+    if read < target.block or read % 4 == 0:
+        width = ceil(made[1] / target.block) * target.block
+        apart = width * space if made[1] < target.block or made[1] % 4 else 0
+        return read * width * kernel * space / target.multiplied + apart / target.ordered
+    columns = read * kernel * space if kernel > 1 else 0
+    return read * made[1] * kernel * space / target.multiplied + columns / target.ordered

@@ -1,0 +1,133 @@
+"""Narrowing: a contraction reads only the channels it has kernels for.
+
+Where all kernel slices of an input channel are zero in *one* consumer, the channel itself may still be alive for others.
+This consumer then gets the rest of its input alone: the operands of a Concat it uses, the part of a Split, the pads and
+activations on the way for these channels only (``onnxprune.ops.parts``), or, where the channels lie in one tensor, a
+copy of them. Its weight loses the same slices. What nobody reads any more goes.
+
+    y = W · x,  W[:, i] = 0 for i outside of I     ⇒     y = W[:, I] · x[I]
+
+Every consumer is narrowed at first; one by one, those are taken back that cost more than they save (see
+``onnxprune.passes.latency``), because a part of a tensor may be shared, and a tensor may vanish only with its last reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto
+
+from onnxprune.channels import ChannelMap, Contraction
+from onnxprune.graph import attribute, node_name
+from onnxprune.measure import count_weights
+from onnxprune.passes.latency import Target
+from onnxprune.passes.overlaid import written
+from onnxprune.passes.overlay import Overlay, Part
+from onnxprune.passes.settle import Choice, Settlement
+
+__all__ = ["Narrowed", "Restructure", "idle_inputs", "narrow"]
+
+BoolArray = NDArray[np.bool_]
+Restructure = Literal["auto", "always", "never"]
+
+_DATA_AXIS = {"Conv": 1, "ConvTranspose": 1, "FusedConv": 1, "LSTM": 2, "GRU": 2, "RNN": 2}
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """``consumers``: output of a contraction → how many channels it reads now, for those that were narrowed."""
+
+    model: ModelProto
+    consumers: Mapping[str, int]
+
+
+def idle_inputs(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], keep: BoolArray) -> bool:
+    """Whether any contraction has an input that stays (``keep``: bool [groups]) and that it has no kernels for."""
+    for c in channel_map.contractions:
+        block, stays = nonzero[c.node], keep[c.outputs]
+        if c.groups > 1 or block.all() or not np.any(stays):
+            continue
+        if not np.all(np.any(block[stays], axis=0)[keep[c.inputs]]):
+            return True
+    return False
+
+
+def narrow(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], mode: Restructure = "auto",
+           pinned: Collection[str] = (), target: Target | None = None) -> Narrowed:  # fmt: skip
+    """The model with every contraction narrowed to the channels it uses, where that pays (``always``: wherever it can).
+
+    ``nonzero``: node of a contraction → which kernel slices are not all zero, [out, in per group]. ``pinned``: names of
+    nodes and tensors that are left alone. The model itself where there is nothing to do.
+    """
+    model = channel_map.graph.model
+    overlay = Overlay(channel_map)
+    widths: dict[int, int] = {}
+    free = [c for c in channel_map.contractions if not _is_pinned(channel_map.graph.nodes[c.node], pinned)]
+    choices = [found for c in free if (found := _narrower(overlay, c, nonzero[c.node], widths))]
+    if choices:
+        choices += _flatter(overlay)
+    settled = Settlement(overlay, Target() if target is None else target, pinned)
+    chosen = settled.settle(choices, take_back=mode == "auto")
+    if not chosen:
+        return Narrowed(model, {})
+    result = written(settled)
+    if count_weights(result) > count_weights(model):
+        return Narrowed(model, {})
+    return Narrowed(result, {c.node.output[0]: widths[c.index] for c in chosen if c.index in widths})
+
+
+def _is_pinned(node: NodeProto, pinned: Collection[str]) -> bool:
+    return any(name in pinned for name in (node.name, node_name(node), *node.input, *node.output))
+
+
+def _narrower(overlay: Overlay, c: Contraction, block: BoolArray, widths: dict[int, int]) -> Choice | None:
+    """A contraction on the inputs it has kernels for (the first of them, if it has none at all).
+
+    ``widths``: node → how many those are, noted here.
+    """
+    used = np.flatnonzero(np.any(block, axis=0))
+    used = used if len(used) else np.arange(1)
+    node = overlay.graph.nodes[c.node]
+    data, weight = node.input[c.data], node.input[c.weight]
+    if c.groups > 1 or len(used) == len(c.inputs) or data not in overlay.shape or data in overlay.graph.constants:
+        return None
+    axis = _data_axis(node, c, len(overlay.shape[data]))
+    if axis is None or overlay.shape[data][axis] != len(c.inputs) or not overlay.map.shapes.is_fixed(data, axis):
+        return None
+    slices = Part(weight, c.in_axis, used)
+    if not overlay.is_free(slices) or _is_shared(overlay, c):
+        return None
+    result = NodeProto()
+    result.CopyFrom(node)
+    result.input[c.data] = overlay.part(Part(data, axis, used))
+    result.input[c.weight] = overlay.part(slices)
+    widths[c.node] = len(used)
+    return Choice(c.node, result)
+
+
+def _flatter(overlay: Overlay) -> list[Choice]:
+    """Joints of joints as one, for those of which the inner ones have lost their other readers."""
+    found = ((index, overlay.flattened(index)) for index in range(len(overlay.graph.nodes)))
+    return [Choice(index, node) for index, node in found if node is not None]
+
+
+def _is_shared(overlay: Overlay, c: Contraction) -> bool:
+    """Whether the weight is read elsewhere too: narrowing would then store it twice."""
+    name = overlay.graph.nodes[c.node].input[c.weight]
+    uses = overlay.graph.consumers[name]
+    return len(uses) > 1 or name in overlay.graph.captured or name in overlay.graph.outputs
+
+
+def _data_axis(node: NodeProto, c: Contraction, rank: int) -> int | None:
+    """The axis of the data that is summed over."""
+    if node.op_type in _DATA_AXIS:
+        return _DATA_AXIS[node.op_type]
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transA") else 1
+    if node.op_type == "MatMul":
+        return rank - 1 if c.weight == 1 else rank - 2
+    return None
