@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ from onnxprune.quantised import point_name
 from onnxprune.shapes import Shape, Shapes
 
 __all__ = [
+    "INNERMOST",
+    "OUTERMOST",
     "Axes",
     "ChannelMap",
     "Contraction",
@@ -48,6 +51,9 @@ __all__ = [
 
 Ids = NDArray[np.int32]
 Axes = tuple[Ids | None, ...]
+Way = TypeVar("Way")
+
+INNERMOST, OUTERMOST = -1, -2  # what a site may be told to prefer, besides 0 (its first choice), 1, …
 
 Point = int | str
 """What stands for zero in a tensor: a number, or the name of the scalar tensor that holds it at run time."""
@@ -178,7 +184,8 @@ class ChannelMap:
 
 @dataclass
 class MapBuilder:
-    """The state of one walk over the nodes in topological order. ``preferences``: site → which candidate axis."""
+    """The state of one walk over the nodes in topological order. ``preferences``: site → which of its candidates
+    (by rank, INNERMOST or OUTERMOST)."""
 
     graph: Graph
     shapes: Shapes
@@ -346,8 +353,19 @@ class NodeContext:
 
     def choose(self, candidates: Sequence[int], sizes: Sequence[int]) -> int:
         """Pick the axis that keeps its channels apart at a site where several could: the largest, unless overruled."""
+        preference = self.builder.preferences.get(self.index, 0)
+        if preference < 0:
+            return max(candidates) if preference == INNERMOST else min(candidates)
         order = sorted(candidates, key=lambda axis: (-sizes[axis], axis))
-        return order[self.builder.preferences.get(self.index, 0) % len(order)]
+        return order[preference % len(order)]
+
+    def turn(self, ways: Sequence[Way]) -> Way:
+        """Pick one of the ways of a site, named in the order they are to be tried: the first, unless overruled.
+
+        The last is that of the innermost axis, the first that of the outermost.
+        """
+        preference = self.builder.preferences.get(self.index, 0)
+        return ways[0 if preference == OUTERMOST else preference if preference < 0 else preference % len(ways)]
 
     def site(self, ids: Ids) -> None:
         """Remember the channels that a choice left, so that a frozen outcome can be revised."""

@@ -150,6 +150,22 @@ class NodeEditor:
         gather = gs.Node("Gather", self.edits.name(f"{old.name}_Gather"), {"axis": axis}, [inner, picked], [old])
         self.edits.after.setdefault(self.index, []).insert(0, gather)
 
+    def scale(self, k: int, factor: float) -> None:
+        """Multiply what is left of input k by a number: a stored constant in place, else by a Mul before the node."""
+        name = self.map.graph.nodes[self.index].input[k]
+        kind = onnx.helper.tensor_dtype_to_np_dtype(self.map.shapes.types[name])
+        if name in self.map.graph.constants:
+            values = self.map.graph.values(name)
+            for axis, ids in enumerate(self.axes(k)):
+                values = values if ids is None else np.compress(self.kept(ids), values, axis)
+            self.replace(k, np.asarray(values.astype(np.float64) * factor, kind))
+            return
+        made = gs.Variable(self.edits.name(name))
+        number = gs.Constant(self.edits.name(f"{name}_scale"), np.array(factor, kind))
+        scaled = gs.Node("Mul", self.edits.name(f"{name}_Mul"), inputs=[self.node.inputs[k], number], outputs=[made])
+        self.edits.before.setdefault(self.index, []).append(scaled)
+        self.node.inputs[k] = made
+
     def scale_after(self, factor: float) -> None:
         """Multiply the node's output by a number, by a Mul behind it."""
         old = self.node.outputs[0]

@@ -6,6 +6,7 @@ import pytest
 import test_attention
 import test_contraction
 import test_elementwise
+import test_fused_attention
 import test_movement
 import test_open_sizes
 import test_quantised
@@ -21,6 +22,7 @@ FAMILIES = (
     test_attention,
     test_contraction,
     test_elementwise,
+    test_fused_attention,
     test_movement,
     test_open_sizes,
     test_quantised,

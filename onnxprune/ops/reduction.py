@@ -25,13 +25,13 @@ from onnxprune.ops.sign import Sign, sign
 __all__ = [
     "group_normalization",
     "instance_normalization",
-    "layer_normalization",
     "log_reduce",
     "max_pool",
     "max_reduce",
     "mean_reduce",
     "pool",
     "reduce",
+    "reduce_channels",
     "resample",
     "resize_group_normalization",
     "resize_mean",
@@ -127,7 +127,7 @@ def reduce(ctx: NodeContext) -> list[Axes]:
     axes = ctx.axes(0)
     gone = _reduced_axes(ctx, len(axes))
     renorm = ctx.builder.allow_renorm and ctx.node.op_type == "ReduceMean"
-    _reduce_channels(ctx, [axes[a] for a in sorted(gone)], renorm, f"{ctx.node.op_type} over the channels")
+    reduce_channels(ctx, [axes[a] for a in sorted(gone)], renorm, f"{ctx.node.op_type} over the channels")
     return _pass(ctx, _without(axes, gone, bool(ctx.integer("keepdims", 1))), ctx.zeroed(0))
 
 
@@ -142,7 +142,8 @@ def log_reduce(ctx: NodeContext) -> list[Axes]:
     return outputs
 
 
-def _reduce_channels(ctx: NodeContext, held: Sequence[Ids | None], renorm: bool, reason: str) -> None:
+def reduce_channels(ctx: NodeContext, held: Sequence[Ids | None], renorm: bool, reason: str) -> None:
+    """Freeze the channels that are computed across, or remember that this may be done over fewer of them."""
     found = [ids for ids in held if ids is not None]
     for ids in found:
         if renorm:
@@ -164,9 +165,21 @@ def max_reduce(ctx: NodeContext) -> list[Axes]:
 
 
 def mean_reduce(ctx: NodeContext) -> list[Axes]:
-    """ReduceMean: exact without channels that are zero, once scaled (``resize_mean``); whole numbers are rounded."""
+    """ReduceMean: exact without channels that are zero, once scaled (``resize_mean``); whole numbers are rounded.
+
+    A mean that is subtracted from what it is the mean of belongs to a layer normalisation: if that may be computed over
+    fewer channels, both its means are.
+    """
     exact = ctx.zeroed(0) and ctx.builder.shapes.types.get(ctx.node.input[0]) in _FLOATS
+    exact = exact and not (ctx.builder.allow_renorm and _centres(ctx))
     return _without_zeros(ctx) if exact else reduce(ctx)
+
+
+def _centres(ctx: NodeContext) -> bool:
+    """Whether the result is subtracted from the input."""
+    graph = ctx.builder.graph
+    readers = [graph.nodes[index] for index, _ in graph.consumers.get(ctx.node.output[0], [])]
+    return any(node.op_type == "Sub" and node.input[0] == ctx.node.input[0] for node in readers)
 
 
 def _without_zeros(ctx: NodeContext) -> list[Axes]:
@@ -219,28 +232,6 @@ def softmax_of(ctx: NodeContext, *, recent: bool) -> list[Axes]:
 
 
 # ---- normalisations -------------------------------------------------------------------------------------------------
-
-
-def layer_normalization(ctx: NodeContext) -> list[Axes]:
-    """LayerNormalization, RMSNormalization, SkipLayerNormalization: over the axes from ``axis`` on.
-
-    https://onnx.ai/onnx/operators/onnx__LayerNormalization.html
-    """
-    axes = list(ctx.axes(0))
-    axis = ctx.axis("axis", -1, len(axes))
-    skip = 2 if ctx.node.op_type.startswith("Skip") else 1
-    for k in range(1, skip):
-        for a, ids in enumerate(ctx.axes(k)):
-            axes[a] = ctx.unify(axes[a], ids)
-    _reduce_channels(ctx, axes[axis:], ctx.builder.allow_renorm, "normalised over the channels")
-    for k in range(skip, len(ctx.node.input)):
-        if ctx.has(k):
-            for a, ids in zip(range(-1, -1 - len(ctx.shape(k)), -1), ctx.axes(k)[::-1], strict=True):
-                axes[a] = ctx.unify(axes[a], ids)
-            ctx.mask_where_possible(k)
-    statistics: Axes = (*axes[:axis], *(None,) * (len(axes) - axis))
-    whole = (0, 3) if skip == 2 else (0,)
-    return [tuple(axes) if k in whole else statistics for k in range(len(ctx.node.output))]
 
 
 def instance_normalization(ctx: NodeContext) -> list[Axes]:

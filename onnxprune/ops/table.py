@@ -12,20 +12,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.channels import Axes, ChannelMap, MapBuilder, NodeContext, Opaque, solve
+from onnxprune.channels import INNERMOST, OUTERMOST, Axes, ChannelMap, Ids, MapBuilder, NodeContext, Opaque, solve
 from onnxprune.editing import NodeEditor
 from onnxprune.graph import Graph, subgraphs
+from onnxprune.ops import attention as a
 from onnxprune.ops import contraction as c
 from onnxprune.ops import cutting as x
 from onnxprune.ops import elementwise as e
 from onnxprune.ops import fused as f
 from onnxprune.ops import integer as i
+from onnxprune.ops import layer_norm as n
 from onnxprune.ops import movement as m
 from onnxprune.ops import quantization as q
 from onnxprune.ops import reduction as r
 from onnxprune.ops import reshape as s
 from onnxprune.ops.einsum import einsum
 from onnxprune.ops.recurrent import recurrent, resize_hidden
+from onnxprune.ops.rotary import resize_rotary, rotary
 from onnxprune.ops.shuffle import find_shuffles, shuffled
 from onnxprune.shapes import Shapes, infer_shapes
 
@@ -85,6 +88,12 @@ RULES: dict[str, Rule] = {
     **_rows("com.microsoft.BiasGelu com.microsoft.FastGelu", f.bias_gelu),
     **_rows("Einsum", einsum),
     **_rows("GRU LSTM RNN", recurrent, resize_hidden),
+    # attention
+    **_rows("Attention", a.attention, a.resize_attention),
+    **_rows("com.microsoft.Attention", a.packed_attention, a.resize_packed_attention),
+    **_rows("com.microsoft.GroupQueryAttention", a.group_query_attention, a.resize_group_query_attention),
+    **_rows("com.microsoft.MultiHeadAttention", a.multi_head_attention, a.resize_multi_head_attention),
+    **_rows("RotaryEmbedding com.microsoft.RotaryEmbedding", rotary, resize_rotary),
     # movement
     **_rows("Concat", x.concat, x.resize_concat),
     **_rows("ConstantOfShape", s.constant_of_shape, s.resize_constant_of_shape),
@@ -118,8 +127,10 @@ RULES: dict[str, Rule] = {
     **_rows("LpNormalization TopK", r.take_axis(-1, keeps_axis=True)),
     **_rows("LRN", r.take_axis(1, keeps_axis=True)),
     # normalisations
-    **_rows("LayerNormalization RMSNormalization SimplifiedLayerNormalization com.microsoft.SkipLayerNormalization "
-            "com.microsoft.SkipSimplifiedLayerNormalization", r.layer_normalization),
+    **_rows("LayerNormalization com.microsoft.SkipLayerNormalization", n.layer_normalization),
+    **_rows("RMSNormalization SimplifiedLayerNormalization com.microsoft.SkipSimplifiedLayerNormalization",
+            n.rms_normalization, n.resize_rms_normalization),
+    **_rows("com.microsoft.EmbedLayerNormalization", n.embed_layer_normalization),
     **_rows("InstanceNormalization", r.instance_normalization),
     **_rows("GroupNormalization", r.group_normalization, r.resize_group_normalization),
     # quantisation
@@ -143,7 +154,9 @@ RULES: dict[str, Rule] = {
 }
 
 _STANDARD = ("", "ai.onnx")
-_ROUNDS = 4  # maps built at most; a further one only where an axis chosen at a site turned out frozen
+_RETRIES = (1, INNERMOST, OUTERMOST)
+"""What sites of which the choice turned out frozen prefer, one map after another: the next best; then, as sites may
+hinder each other, all of them the innermost axis, or the outermost."""
 
 
 def rule_of(op: str, domain: str) -> Rule | None:
@@ -158,19 +171,23 @@ def build_map(graph: Graph, *, keep: Iterable[str] = (), allow_renorm: bool = Fa
     pinned = frozenset(keep)
     preferences: dict[int, int] = {}
     best: ChannelMap | None = None
-    for _ in range(_ROUNDS):
+    for retry in (*_RETRIES, None):
         builder = MapBuilder(graph, shapes, allow_renorm, dict(preferences))
         _walk(builder, pinned)
         found = solve(builder)
-        if best is None or free_weight(found) > free_weight(best):
+        if best is None or _freedom(found) > _freedom(best):
             best = found
         stuck = _frozen_sites(builder, found)
-        if not stuck:
+        if not stuck or retry is None:
             break
-        for site in stuck:
-            preferences[site] = preferences.get(site, 0) + 1
+        preferences.update(dict.fromkeys(stuck, retry))
     assert best is not None
     return best
+
+
+def _freedom(channel_map: ChannelMap) -> tuple[float, int]:
+    """What maps are compared by: how much may leave, then in how many steps."""
+    return free_weight(channel_map), len(channel_map.free)
 
 
 def free_weight(channel_map: ChannelMap) -> float:
@@ -178,18 +195,24 @@ def free_weight(channel_map: ChannelMap) -> float:
     total = 0.0
     for axes in channel_map.uses.values():
         sizes = [len(ids) for ids in axes if ids is not None]
-        frozen = [np.count_nonzero(channel_map.frozen[ids]) for ids in axes if ids is not None]
+        frozen = [_stuck(channel_map, ids) for ids in axes if ids is not None]
         total += float(np.prod(sizes) - np.prod(frozen)) if len(sizes) > 1 else 0.0
     return total
 
 
+def _stuck(channel_map: ChannelMap, ids: Ids) -> int:
+    """How many indices of an axis cannot leave; all of them, if they could only leave together."""
+    together = len(ids) > 1 and bool(ids.min() == ids.max())
+    return len(ids) if together else int(np.count_nonzero(channel_map.frozen[ids]))
+
+
 def _frozen_sites(builder: MapBuilder, channel_map: ChannelMap) -> list[int]:
-    """Sites where the axis that was chosen cannot lose anything."""
+    """Sites where the axis that was chosen cannot lose anything, or only everything."""
     group = channel_map.group_of
     return [
         site
         for site, chosen in builder.sites.items()
-        if all(bool(np.all(channel_map.frozen[group[ids]])) for ids in chosen)
+        if all(_stuck(channel_map, group[ids]) == len(ids) for ids in chosen)
     ]
 
 

@@ -228,7 +228,7 @@ class _Rewriter:
                 if tensor.doc_string:
                     graph.initializer[-1].doc_string = tensor.doc_string
         held = self.map.graph.constants
-        added = [self._sliced_tensor(name) for name in self.sliced if name not in held]
+        added = [self._sliced_tensor(name) for name in self.sliced if name not in held and name in read]
         self._write_values(graph, read)
         _add_constants(result, [*added, *self._new_constants(graph)])
         return result
@@ -371,7 +371,7 @@ def _edited(proto: NodeProto, node: gs.Node) -> NodeProto:
     del result.input[:], result.output[:]
     result.input.extend(tensor.name for tensor in node.inputs)
     result.output.extend(tensor.name for tensor in node.outputs)
-    editable = (onnx.AttributeProto.INT, onnx.AttributeProto.INTS)
+    editable = (onnx.AttributeProto.INT, onnx.AttributeProto.INTS, onnx.AttributeProto.FLOAT)
     old = {held.name: held for held in proto.attribute}
     del result.attribute[:]
     result.attribute.extend(held for held in proto.attribute if held.type not in editable)
