@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxprune.alignment import Alignment, parse_alignment
+from onnxprune.bodies import flatten, restore
 from onnxprune.channels import ChannelMap
 from onnxprune.errors import UnreachableError, UsageError, VerificationError
 from onnxprune.graph import Graph, node_name
@@ -134,7 +135,7 @@ class Result:
     @property
     def reference(self) -> ModelProto:
         """What the pruned model must agree with: the masked reference, or in lossless mode the original."""
-        return self.original.graph.model if self.plan.sparsity is None else self.masked
+        return restore(self.original.graph.model) if self.plan.sparsity is None else self.masked
 
     def save(self, out: str | Path, check: Callable[[Path], None] | None = None) -> list[Path]:
         """Write the pruned model, whole or not at all; see ``onnxprune.model_io.save``."""
@@ -230,7 +231,7 @@ def prune(
         if plan is not None:  # what it keeps goes on carrying its constants
             dead = replace(dead, keep=dead.keep | keep_of(original, plan))
         folded = fold(channel_map, dead)
-        if folded is not proto:
+        if folded is not original.graph.model:
             channel_map = map_channels(folded, options, folder)
             if same_channels(original, channel_map):
                 nonzero = nonzero_slices(channel_map)
@@ -280,7 +281,7 @@ class _Clock:
 
 def map_channels(model: ModelProto, options: Options, folder: Path | None) -> ChannelMap:
     """The channel map of a model, with what the options leave alone."""
-    graph = Graph(model, folder)
+    graph = Graph(flatten(model), folder)
     return build_map(graph, keep=_matching(graph, options.keep), allow_renorm=options.allow_renorm)
 
 

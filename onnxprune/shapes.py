@@ -22,6 +22,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
+from onnxprune.bodies import DOMAINS, RESULT, Crossing, is_marker
 from onnxprune.graph import Graph, attribute, constant_of
 from onnxprune.shape_arithmetic import TRACKED, evaluate
 
@@ -82,27 +83,32 @@ def _has_open_dims(graph: Graph) -> bool:
         for value in graph.model.graph.input
         if value.name in feeds
         for dim in value.type.tensor_type.shape.dim
-    )
+    ) or any(node.domain == RESULT and node.op_type == "Loop" for node in graph.nodes)
 
 
 def _infer_once(graph: Graph, sizes: Mapping[str, Sequence[int]], open_sizes: Sequence[int]) -> Shapes:
+    """One pass; where states of loops turn out to change their shape, another one that knows."""
     light = _light_copy(graph, sizes, open_sizes)
-    result = Shapes()
+    crossing = Crossing(open_sizes[0])
     try:
         inferred = onnx.shape_inference.infer_shapes(light, check_type=False, strict_mode=False, data_prop=True)
     except Exception:  # a node that contradicts its schema; the later engines go node by node
         inferred = light
-    _collect(inferred.graph, result)
-    _evaluate(graph, result)
-    while _ask_runtime(graph, light, result):
-        _evaluate(graph, result)
-    return result
+    while True:
+        result = Shapes()
+        _collect(inferred.graph, result)
+        _evaluate(graph, result, crossing)
+        while _ask_runtime(graph, light, result):
+            _evaluate(graph, result, crossing)
+        if not crossing.learn(graph.nodes, result.of):
+            return result
 
 
 def _light_copy(graph: Graph, sizes: Mapping[str, Sequence[int]], open_sizes: Sequence[int]) -> ModelProto:
     """The model without big constants (they become inputs), without value_info and with concrete input sizes."""
     source = graph.model
     light = ModelProto(ir_version=max(source.ir_version, 4), opset_import=source.opset_import)
+    light.opset_import.extend(onnx.helper.make_opsetid(domain, 1) for domain in DOMAINS)
     light.functions.extend(source.functions)
     light.graph.name = "shapes"
     feeds = set(graph.inputs)
@@ -162,7 +168,7 @@ def _note(value: ValueInfoProto, result: Shapes) -> None:
 # ---- shape arithmetic, node by node ---------------------------------------------------------------------------------
 
 
-def _evaluate(graph: Graph, result: Shapes) -> None:
+def _evaluate(graph: Graph, result: Shapes, crossing: Crossing) -> None:
     """Walk the nodes once: compute small integer values, and infer the shapes that these values open."""
     for name, tensor in graph.constants.items():
         result.of.setdefault(name, tuple(tensor.dims))
@@ -174,8 +180,24 @@ def _evaluate(graph: Graph, result: Shapes) -> None:
         if value is not None and value.size <= TRACKED:
             result.values[node.output[0]] = value
             result.of[node.output[0]] = value.shape
+        elif is_marker(node):
+            _cross(node, result, crossing)
         elif any(name and name not in result.of for name in node.output):
             _infer_node(graph, node, result)
+
+
+def _cross(node: NodeProto, result: Shapes, crossing: Crossing) -> None:
+    """What a marker of a body makes: its shape and type, and its value where all branches make the same."""
+    for name in node.output:
+        shape, kind = crossing.shape(node, result.of), crossing.type(node, result.types)
+        if shape is not None:
+            result.of[name] = shape
+        if kind is not None:
+            result.types[name] = kind
+        if node.domain == RESULT and node.op_type == "If" and all(n in result.values for n in node.input[1:]):
+            first, second = (result.values[n] for n in node.input[1:])
+            if np.array_equal(first, second) and first.dtype == second.dtype:
+                result.values[name] = first
 
 
 def _infer_node(graph: Graph, node: NodeProto, result: Shapes) -> None:
@@ -236,7 +258,7 @@ def _ask_runtime(graph: Graph, light: ModelProto, result: Shapes) -> bool:
     Only where a tensor of unknown shape is read by a node; nothing is executed.
     """
     missing = [n for node in graph.nodes for n in node.output if n and n not in result.of and n in graph.consumers]
-    if not missing:
+    if not missing or any(map(is_marker, graph.nodes)):
         return False
     import onnxruntime as ort  # slow to import, and most models never need it here
 

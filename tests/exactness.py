@@ -16,6 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, numpy_helper, parser
 
+from onnxprune.bodies import flatten
 from onnxprune.channels import ChannelMap
 from onnxprune.graph import Graph
 from onnxprune.measure import count_weights, is_weight
@@ -116,7 +117,7 @@ def assert_exact(model: ModelProto, share: float = 0.5, seeds: Iterable[int] = r
 
     ``sizes``: input → the shape fed. Tolerance: 1e-4 (float64: 1e-9) of the largest output.
     """
-    channel_map = channel_map or build_map(Graph(model))
+    channel_map = channel_map or build_map(Graph(flatten(model)))
     outcomes = []
     for seed in seeds:
         rng = np.random.default_rng(seed)
@@ -161,9 +162,9 @@ def _assert_masked(channel_map: ChannelMap, masked: ModelProto) -> None:
     """Same nodes; every number of every constant as it was, or zero (for quantised weights: the zero point)."""
     source = channel_map.graph
     assert [(n.op_type, list(n.input), list(n.output)) for n in source.nodes] == [
-        (n.op_type, list(n.input), list(n.output)) for n in masked.graph.node
+        (n.op_type, list(n.input), list(n.output)) for n in flatten(masked).graph.node
     ]
-    after = Graph(masked)
+    after = Graph(flatten(masked))
     assert list(after.constants) == list(source.constants)
     for name in source.constants:
         old, new = source.values(name), after.values(name)

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxprune.bodies import is_marker
 from onnxprune.channels import INNERMOST, OUTERMOST, Axes, ChannelMap, Ids, MapBuilder, NodeContext, Opaque, solve
 from onnxprune.editing import NodeEditor
 from onnxprune.graph import Graph, subgraphs
 from onnxprune.ops import attention as a
 from onnxprune.ops import contraction as c
+from onnxprune.ops import control
 from onnxprune.ops import cutting as x
 from onnxprune.ops import elementwise as e
 from onnxprune.ops import fused as f
@@ -151,6 +153,10 @@ RULES: dict[str, Rule] = {
     **_rows("com.microsoft.QLinearSoftmax", q.linear_softmax),
     **_rows("com.microsoft.QLinearAveragePool com.microsoft.QLinearGlobalAveragePool", q.linear_pool),
     **_rows("com.microsoft.QLinearConcat", q.linear_concat, q.resize_linear_concat),
+    # bodies laid out flat
+    **_rows("onnxprune.result.If", control.branches),
+    **_rows("onnxprune.formal.Loop onnxprune.formal.Scan", control.into_loop),
+    **_rows("onnxprune.result.Loop onnxprune.result.Scan", control.from_loop),
 }
 
 _STANDARD = ("", "ai.onnx")
@@ -249,6 +255,8 @@ def _walk(builder: MapBuilder, pinned: frozenset[str]) -> None:
 def _is_derived(context: NodeContext) -> bool:
     """Whether a node computes from stored constants alone."""
     held = [k for k in range(len(context.node.input)) if context.has(k)]
+    if is_marker(context.node):
+        return False  # what comes out of a body depends on a condition, or on the iteration
     return bool(held) and all(context.is_constant(k) for k in held) and not any(True for _ in subgraphs(context.node))
 
 

@@ -25,9 +25,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.bodies import FORMAL, RESULT, loops, results_of
 from onnxprune.channels import ChannelMap, Contraction, Ids
 from onnxprune.graph import Edge, attribute, subgraphs
-from onnxprune.ops import RULES, cutting, elementwise, movement, quantization, reduction, reshape
+from onnxprune.ops import RULES, control, cutting, elementwise, movement, quantization, reduction, reshape
 from onnxprune.ops.recurrent import GATES
 from onnxprune.passes.norms import FloatArray
 from onnxprune.weights import weight_values
@@ -68,7 +69,7 @@ _APART = frozenset(
     if rule.channels.__module__ in _MODULES
     or rule.channels in (reduction.pool, reduction.max_pool, reduction.resample, reduction.reduce, reduction.log_reduce,
                          reduction.sum_reduce, reduction.max_reduce, reduction.mean_reduce, reduction.softmax, reduction.instance_normalization,
-                         reduction.group_normalization)
+                         reduction.group_normalization, control.branches, control.into_loop)
 )  # fmt: skip
 """Operators of which a channel depends on the same channels of what is read, and on channels that end here."""
 
@@ -181,8 +182,8 @@ class _Engine:
             if node.op_type in _SIZES:
                 continue
             read = [self.tensors[name] for name in self._reads(index) if name in self.tensors]
-            if any(True for _ in subgraphs(node)):
-                read = [_Tensor(np.zeros(1, np.int32), np.zeros(1))]  # what a body captures is not followed
+            if node.domain == FORMAL or any(True for _ in subgraphs(node)):
+                read = [_Tensor(np.zeros(1, np.int32), np.zeros(1))]  # earlier iterations, captures: not followed
             if not read and index not in self.contraction:
                 continue  # computed from constants alone: no path starts here, unless through a weight
             for name in node.output:
@@ -224,8 +225,10 @@ class _Engine:
                 continue
             for name in made:
                 behind[name] = self._dead(self.tensors[name].groups, behind[name])
-            if mixing and self.graph.nodes[index].op_type in GATES:  # every unit feeds all others at the next step
-                top = max(float(behind[name].max(initial=_NOTHING)) for name in made)
+            together = self._together(index) or made
+            # every unit of a recurrent layer, every state of a loop feeds all others at the next step
+            if together is not made or (mixing and self.graph.nodes[index].op_type in GATES):
+                top = max(float(behind[name].max(initial=_NOTHING)) for name in together if name in behind)
                 behind.update({name: np.full(len(behind[name]), top) for name in made})
             outputs = [_Tensor(self.tensors[n].groups, behind[n]) for n in made]
             if index in self.gains:
@@ -237,6 +240,13 @@ class _Engine:
                         values[np.isin(self.tensors[name].groups, self.unheard[index, k])] = _NOTHING
                     np.maximum(behind[name], values, out=behind[name])
         return behind
+
+    def _together(self, index: int) -> list[str]:
+        """Outputs of a loop: the states behind them feed each other at the next iteration, so all count alike."""
+        node = self.graph.nodes[index]
+        if node.domain != RESULT or not loops(node):
+            return []
+        return [name for k in results_of(self.graph.nodes, index) for name in self.graph.nodes[k].output]
 
     def _back(self, index: int, k: int, name: str, outputs: Sequence[_Tensor], mixing: bool) -> FloatArray:
         """Values of the groups of input k of a node, from those of what it makes."""

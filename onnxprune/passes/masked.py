@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, numpy_helper
 
+from onnxprune.bodies import restore
 from onnxprune.channels import Axes, ChannelMap
 from onnxprune.graph import Edge, constant_of
 from onnxprune.quantised import spread
@@ -33,7 +34,7 @@ def masked_reference(channel_map: ChannelMap, keep: NDArray[np.bool_]) -> ModelP
             held.Clear()
             held.name, held.type = "value", held.TENSOR
             held.t.CopyFrom(changed[node.output[0]])
-    return result
+    return restore(result)
 
 
 def _masked_names(channel_map: ChannelMap) -> list[str]:

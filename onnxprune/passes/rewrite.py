@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from onnxprune.bodies import FORMAL, RESULT, loops, number, restore, results_of
 from onnxprune.channels import Axes, ChannelMap
 from onnxprune.editing import Edits, NodeEditor
 from onnxprune.errors import ModelError
@@ -36,9 +37,9 @@ def rewrite(channel_map: ChannelMap, keep: NDArray[np.bool_]) -> ModelProto:
     """
     if np.all(keep):
         result = ModelProto()
-        result.CopyFrom(channel_map.graph.model)
+        result.CopyFrom(restore(channel_map.graph.model))
         return result
-    return _Rewriter(channel_map, keep).run()
+    return restore(_Rewriter(channel_map, keep).run())
 
 
 def take_kept(values: NDArray[np.generic], axes: Axes, keep: NDArray[np.bool_]) -> NDArray[np.generic]:
@@ -66,6 +67,7 @@ class _Rewriter:
         self.dims: dict[str, list[int]] = {}
         self.dropped: set[int] = set()
         self.touched: set[int] = set()
+        self.loops: set[int] = set()  # owners of markers whose results are wanted
 
     def run(self) -> ModelProto:
         self._drop_emptied()
@@ -99,12 +101,23 @@ class _Rewriter:
                 continue
             outputs = {t.name for node in (self.view[index], *after) for t in node.outputs}
             unread_before = not any(n in graph.consumers or n in wanted for n in graph.nodes[index].output)
-            if outputs & wanted or unread_before:
+            if outputs & wanted or unread_before or self._is_part_of_loop(index, wanted):
                 for node in (self.view[index], *after, *self.edits.before.get(index, ())):
                     wanted |= {t.name for t in node.inputs}
             else:
                 self.dropped.add(index)
         self.wanted = wanted
+
+    def _is_part_of_loop(self, index: int, wanted: set[str]) -> bool:
+        """Whether a node is an input or output of the body of a loop of which some output is wanted."""
+        node = self.map.graph.nodes[index]
+        if not loops(node) or node.domain not in (FORMAL, RESULT):
+            return False
+        if node.domain == RESULT:
+            block = results_of(self.map.graph.nodes, index)
+            if any(name in wanted for k in block for name in self.map.graph.nodes[k].output):
+                self.loops.add(number(node, "owner"))
+        return number(node, "owner") in self.loops
 
     def _check(self) -> None:
         for index, node in enumerate(self.view):
