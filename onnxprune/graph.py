@@ -18,7 +18,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from onnxprune.errors import ModelError
 
-__all__ = ["Edge", "Graph", "attribute", "constant_of", "node_name", "subgraphs", "tensor_values"]
+__all__ = ["Edge", "Graph", "attribute", "captured_by", "constant_of", "node_name", "subgraphs", "tensor_values"]
 
 Edge = tuple[int, int]
 """A use of a tensor: (index of the node, index of its input)."""
@@ -47,6 +47,19 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
             yield held.g
         elif held.type == AttributeProto.GRAPHS:
             yield from held.graphs
+
+
+def captured_by(node: NodeProto) -> set[str]:
+    """Names that the bodies of a node read or give out: those of outer tensors, and their own."""
+    names: set[str] = set()
+    bodies = list(subgraphs(node))
+    while bodies:
+        body = bodies.pop()
+        names.update(value.name for value in body.output)
+        for inner in body.node:
+            names.update(inner.input)
+            bodies.extend(subgraphs(inner))
+    return names
 
 
 def constant_of(node: NodeProto) -> TensorProto | None:
@@ -145,15 +158,7 @@ class Graph:
     @cached_property
     def captured(self) -> frozenset[str]:
         """Tensors of the main graph that bodies of control-flow nodes read."""
-        names: set[str] = set()
-        bodies = [body for node in self.nodes for body in subgraphs(node)]
-        while bodies:
-            body = bodies.pop()
-            names.update(value.name for value in body.output)
-            for node in body.node:
-                names.update(node.input)
-                bodies.extend(subgraphs(node))
-        return frozenset(names)
+        return frozenset(name for node in self.nodes for name in captured_by(node))
 
     def values(self, name: str) -> NDArray[np.generic]:
         """The numbers of a stored constant. Raises KeyError for other tensors."""

@@ -34,7 +34,7 @@ from onnxprune.ops.rotary import resize_rotary, rotary
 from onnxprune.ops.shuffle import find_shuffles, shuffled
 from onnxprune.shapes import Shapes, infer_shapes
 
-__all__ = ["RULES", "Rule", "build_map"]
+__all__ = ["RULES", "Rule", "apply_rule", "build_map", "is_derived", "is_size"]
 
 
 @dataclass(frozen=True)
@@ -233,10 +233,10 @@ def _walk(builder: MapBuilder, pinned: frozenset[str]) -> None:
         context = NodeContext(builder, index)
         if index in shuffles:
             outputs = shuffled(context, shuffles[index])
-        elif _is_size(builder, context):
+        elif is_size(builder, context):
             outputs = context.plain_outputs()
         else:
-            outputs = _apply(context)
+            outputs = apply_rule(context)
         kept = node.name in pinned
         for name, axes in zip(node.output, outputs, strict=False):
             if kept or name in pinned:
@@ -245,14 +245,14 @@ def _walk(builder: MapBuilder, pinned: frozenset[str]) -> None:
                 builder.axes[name] = axes
         if kept:
             context.freeze_all("left alone on request (--keep)")
-        if _is_derived(context):
+        if is_derived(context):
             builder.derived.update(name for name in node.output if name)
         if node.op_type == "Shape":
             _keep_one(context)
     _freeze_edges(builder, pinned)
 
 
-def _is_derived(context: NodeContext) -> bool:
+def is_derived(context: NodeContext) -> bool:
     """Whether a node computes from stored constants alone."""
     held = [k for k in range(len(context.node.input)) if context.has(k)]
     if is_marker(context.node):
@@ -269,13 +269,14 @@ def _keep_one(context: NodeContext) -> None:
 _SIZE_TYPES = (np.int64, np.int32, np.bool_)
 
 
-def _is_size(builder: MapBuilder, context: NodeContext) -> bool:
+def is_size(builder: MapBuilder, context: NodeContext) -> bool:
     """A small integer computed from shapes: it carries no channels. (Size has no way to go on telling the old one.)"""
     value = builder.shapes.values.get(next(iter(context.node.output), ""))
     return value is not None and value.dtype in _SIZE_TYPES and context.node.op_type != "Size"
 
 
-def _apply(context: NodeContext) -> list[Axes]:
+def apply_rule(context: NodeContext) -> list[Axes]:
+    """The axes of a node's outputs by its rule; plain, with all inputs frozen, where there is none that fits."""
     node = context.node
     rule = rule_of(node.op_type, node.domain)
     if rule is None or any(True for _ in subgraphs(node)):
