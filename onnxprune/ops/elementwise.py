@@ -7,12 +7,13 @@ without a weight of its own (Q·Kᵀ) is only exact if removed channels are zero
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxprune.channels import Axes, Ids, NodeContext, Opaque
 from onnxprune.ops.sign import Sign, sign
 
-__all__ = ["add", "add_vector", "batch_normalization", "broadcast", "choice", "clip", "compare", "divide", "multiply",
-           "power", "prelu", "product", "same", "sum_", "where", "zero", "zero_never", "zero_or_nothing",
+__all__ = ["add", "add_vector", "batch_normalization", "broadcast", "choice", "clip", "compare", "divide", "dropout",
+           "multiply", "power", "prelu", "product", "same", "sum_", "where", "zero", "zero_never", "zero_or_nothing",
            "zero_outside", "zero_to_infinity"]  # fmt: skip
 
 
@@ -77,6 +78,16 @@ def zero(ctx: NodeContext) -> list[Axes]:
 def same(ctx: NodeContext, *, zero_stays: bool) -> list[Axes]:
     """f(x) for every element of the first input; further inputs are parameters."""
     return _result(ctx, ctx.axes(0), zero_stays)
+
+
+def dropout(ctx: NodeContext) -> list[Axes]:
+    """The identity, and a mask of ones; what it drops in training is drawn anew for every shape.
+
+    https://onnx.ai/onnx/operators/onnx__Dropout.html
+    """
+    if ctx.has(2) and (ctx.integers(2) or [1])[0]:
+        raise Opaque("drops at random")
+    return zero(ctx)
 
 
 def zero_never(ctx: NodeContext) -> list[Axes]:
@@ -165,12 +176,17 @@ def prelu(ctx: NodeContext) -> list[Axes]:
 
 
 def divide(ctx: NodeContext) -> list[Axes]:
-    """a / b: zero where a is. A computed denominator must be positive where a channel is removed."""
+    """a / b: zero where a is. The denominator must not be zero where a channel is removed."""
     axes, spans = broadcast(ctx, [0, 1])
-    stored = ctx.node.input[1] in ctx.builder.graph.constants
+    graph, divisor = ctx.builder.graph, ctx.node.input[1]
+    stored = divisor in graph.constants and _is_safe_to_divide_by(graph.values(divisor))
     if not stored and (ctx.zeroed(1) or sign(ctx, 1) < Sign.POSITIVE):
         _freeze_axes(ctx, 1, "may divide by zero where a channel is removed")
     return _result(ctx, axes, spans[0] and ctx.zeroed(0))
+
+
+def _is_safe_to_divide_by(values: NDArray[np.generic]) -> bool:
+    return bool(np.all(np.isfinite(values) & (values != 0)))
 
 
 def power(ctx: NodeContext) -> list[Axes]:

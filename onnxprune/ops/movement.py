@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.channels import Axes, NodeContext
+from onnxprune.graph import attribute
 
 __all__ = ["carry", "depth_to_space", "space_to_depth", "tile", "transpose"]
 
@@ -46,17 +47,21 @@ def depth_to_space(ctx: NodeContext) -> list[Axes]:
     _plain_beyond_channels(ctx, axes)
     if axes[1] is None:
         return carry(ctx, axes)
-    last = any(held.name == "mode" and held.s == b"CRD" for held in ctx.node.attribute)
+    last = attribute(ctx.node, "mode") == "CRD"
     lines = axes[1].reshape((-1, block * block)) if last else axes[1].reshape((block * block, -1)).T
     ctx.builder.unify(lines[:, :1], lines)
     return carry(ctx, (axes[0], np.ascontiguousarray(lines[:, 0]), None, None))
 
 
 def space_to_depth(ctx: NodeContext) -> list[Axes]:
-    """[N, C, H, W] → [N, b²·C, H/b, W/b], https://onnx.ai/onnx/operators/onnx__SpaceToDepth.html"""
+    """[N, C, H, W] → [N, b²·C, H/b, W/b]: all channels b² times, or (CRD) each of them.
+
+    https://onnx.ai/onnx/operators/onnx__SpaceToDepth.html
+    """
     axes, block = ctx.axes(0), ctx.integer("blocksize", 1)
     _plain_beyond_channels(ctx, axes)
-    repeated = None if axes[1] is None else np.tile(axes[1], block * block)
+    spread = np.repeat if attribute(ctx.node, "mode") == "CRD" else np.tile
+    repeated = None if axes[1] is None else spread(axes[1], block * block)
     return carry(ctx, (axes[0], repeated, None, None))
 
 

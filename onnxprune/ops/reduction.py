@@ -76,6 +76,8 @@ def resample(ctx: NodeContext) -> list[Axes]:
     """
     axes = list(ctx.axes(0))
     cropped = attribute(ctx.node, "coordinate_transformation_mode") == "tf_crop_and_resize"
+    if attribute(ctx.node, "keep_aspect_ratio_policy") not in (None, "stretch"):
+        raise Opaque("one scale follows from the sizes of several axes")
     for a, (size, wide) in enumerate(zip(ctx.shape(0), ctx.out_shape(), strict=True)):
         if size != wide or cropped:
             ctx.freeze(axes[a], "resampled along the channels")

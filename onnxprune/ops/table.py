@@ -58,9 +58,10 @@ def _plain(ctx: NodeContext) -> list[Axes]:
 
 RULES: dict[str, Rule] = {
     # f(0) = 0
-    **_rows("Abs Asinh Atan Cast CastLike Ceil Celu Dropout Elu Erf Floor Gelu HardSwish Identity LeakyRelu Mish Neg "
+    **_rows("Abs Asinh Atan Cast CastLike Ceil Celu Elu Erf Floor Gelu HardSwish Identity LeakyRelu Mish Neg "
             "Relu Round Selu Shrink Sign Sin Sinh Softsign Swish Tan Tanh ThresholdedRelu "
             "com.microsoft.Gelu com.microsoft.QuickGelu", e.zero),
+    **_rows("Dropout", e.dropout),
     # f(0) ≠ 0
     **_rows("BitwiseNot Cos Cosh Exp HardSigmoid IsInf IsNaN Not Sigmoid Softplus", e.zero_never),
     # f(0) finite, but not defined everywhere

@@ -89,6 +89,7 @@ def dead_groups(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], *, me
     for c in channel_map.contractions:
         if channel_map.graph.nodes[c.node].input[c.data] not in demand:
             needed[c.inputs] = True  # reads a stored constant
+    needed |= _inside(channel_map)
     for name, (groups, backward) in demand.items():
         kind = _kinds(channel_map, carried.get(name), groups)
         wanted = backward > -np.inf
@@ -102,6 +103,25 @@ def dead_groups(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], *, me
     into = _take_over(channel_map, nonzero, carried, needed) if merge else {}
     _still_needed(channel_map, needed)
     return Dead(needed, carried, into, _read(channel_map, demand), merge)
+
+
+def _inside(channel_map: ChannelMap) -> BoolArray:
+    """Groups (bool [groups]) along a stored constant that neither what its node makes nor what else it reads has.
+
+    The node sums over them (an Einsum of constants), so no activation tells whether they matter.
+    """
+    found, outside = np.zeros(channel_map.groups, np.bool_), np.zeros(channel_map.groups, np.bool_)
+    for (index, _), axes in channel_map.uses.items():
+        node = channel_map.graph.nodes[index]
+        seen = [ids for name in (*node.input, *node.output) for ids in channel_map.axes.get(name, ()) if ids is not None]
+        for ids in seen:
+            outside[ids] = True
+        for held in axes:
+            if held is not None:
+                found[held] |= ~outside[held]
+        for ids in seen:
+            outside[ids] = False
+    return found
 
 
 def _unheard(channel_map: ChannelMap, carried: Mapping[str, Carried]) -> dict[Edge, Ids]:
