@@ -14,6 +14,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-variant", action="store_true", help="run all variants of the ONNX node tests (minutes)")
+
+
+
 @pytest.fixture(scope="session")
 def models() -> Path:
     """The folder of the project's own trained models."""
