@@ -103,6 +103,6 @@ def _distance(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], tolerance: float
     finite = np.isfinite(a)
     if not np.array_equal(finite, np.isfinite(b)) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
         return "infinities or NaNs elsewhere"
-    error = float(np.abs(a - b)[finite].max(initial=0))
+    error = float(np.abs(a[finite] - b[finite]).max(initial=0))
     scale = float(np.abs(a[finite]).max(initial=1))
     return "" if error <= tolerance * scale else f"off by {error:.3g}, at a scale of {scale:.3g}"

@@ -21,7 +21,7 @@ __all__ = ["resize_rotary", "rotary"]
 
 def rotary(ctx: NodeContext) -> list[Axes]:
     """x [B, heads, L, width] or [B, L, heads·width] and the caches [positions, width/2]"""
-    axes = ctx.axes(0)
+    axes = _without_positions(ctx, ctx.axes(0))
     if len(axes) == 4:
         _turned(ctx, axes[3], ctx.shape(0)[3])
         return carry(ctx, axes)
@@ -35,6 +35,14 @@ def rotary(ctx: NodeContext) -> list[Axes]:
             ctx.site(ids)
     _turned(ctx, positions, ctx.shape(0)[-1] // count)
     return carry(ctx, axes)
+
+
+def _without_positions(ctx: NodeContext, axes: Axes) -> Axes:
+    """Batch and length stay: the caches, or the positions, have them too."""
+    plain = (0, len(axes) - 2)
+    for a in plain:
+        ctx.freeze(axes[a], "looked up by position")
+    return tuple(None if a in plain else ids for a, ids in enumerate(axes))
 
 
 def _caches(ctx: NodeContext) -> tuple[int, int]:
