@@ -74,6 +74,23 @@ def test_gates_that_the_export_puts_in_order() -> None:
     assert all(outcome.removed for outcome in found)
 
 
+def test_zeros_of_the_size_of_the_batch_to_begin_with() -> None:
+    """Converted Keras layers expand a 0 to [batch, hidden], with the batch taken from the input."""
+    model = model_of(
+        """(float[4, N, 5] x) => (float[4, N, 3] y)
+        { a = MatMul(x, w0)
+          s = Shape(x) n = Slice(s, n1, n2) c = Concat<axis = 0>(n, n8) e = Expand(zero, c) i = Unsqueeze(e, n0)
+          h = LSTM<hidden_size = 8>(a, w, r, , , i, i)
+          t = Squeeze(h, n1)
+          y = MatMul(t, w1) }""",
+        w0=(5, 6), w=(1, 32, 6), r=(1, 32, 8), w1=(8, 3), zero=np.zeros(1, np.float32),
+        **{f"n{n}": np.array([n]) for n in (0, 1, 2, 8)},
+    )  # fmt: skip
+    found = assert_exact(model)
+    assert len(found[0].map.free) == 6 + 8
+    assert all(outcome.removed for outcome in found)
+
+
 def test_without_bias_and_with_peepholes() -> None:
     assert_exact(_layer("LSTM", 1, bias=False))
     assert_exact(_layer("LSTM", 1, peepholes=True))

@@ -172,7 +172,10 @@ def _target(edit: NodeEditor, axis: int, size: int) -> int:
 
 
 def expand(ctx: NodeContext) -> list[Axes]:
-    """Axes of size 1 repeated to a given shape, https://onnx.ai/onnx/operators/onnx__Expand.html"""
+    """Axes of size 1 repeated to a given shape, https://onnx.ai/onnx/operators/onnx__Expand.html
+
+    Copies of a constant (the zeros a recurrent layer begins with) are channels of their own: any of them may leave.
+    """
     shape, out = ctx.shape(0), ctx.out_shape()
     axes: list[Ids | None] = [None] * (len(out) - len(shape))
     for ids, size, wide in zip(ctx.axes(0), shape, out[len(axes) :], strict=True):
@@ -180,7 +183,20 @@ def expand(ctx: NodeContext) -> list[Axes]:
         if size != wide or alone:
             ctx.freeze(ids, "one channel broadcast over many")
         axes.append(ids if size == wide and not alone else None)
-    return carry(ctx, tuple(axes))
+    copied = [a for a in range(len(out)) if ctx.is_constant(0) and _is_copied(ctx, a)]
+    carried = carry(ctx, tuple(ctx.builder.fresh(out[a]) if a in copied else ids for a, ids in enumerate(axes)))
+    if copied:
+        held = ctx.builder.graph.constants.get(ctx.node.input[0])
+        zero = held is not None and not np.any(ctx.builder.graph.values(ctx.node.input[0]))
+        (ctx.builder.zero.add if zero else ctx.builder.zero.discard)(ctx.node.output[0])
+    return carried
+
+
+def _is_copied(ctx: NodeContext, axis: int) -> bool:
+    """Whether an Expand repeats one index along an axis of its output, a number of times that is known."""
+    place = axis - len(ctx.out_shape()) + len(ctx.shape(0))
+    size = ctx.shape(0)[place] if place >= 0 else 1
+    return size == 1 != ctx.out_shape()[axis] and ctx.out_is_fixed(axis)
 
 
 def resize_expand(edit: NodeEditor) -> None:
