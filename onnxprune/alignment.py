@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import UsageError
 
-__all__ = ["Alignment", "Reader", "parse_alignment"]
+__all__ = ["Alignment", "Reader", "convolution_block", "parse_alignment"]
 
 Reader = Literal["dense", "matrix", "any"]
 """Who reads a tensor's channels: only dense convolutions of 3×3 or more, only matrix products, or anyone."""
@@ -70,6 +70,11 @@ def parse_alignment(text: str, provider: str = "cpu") -> Alignment:
     if text.isdigit() and int(text) > 0:
         return Alignment(int(text), int(text))
     raise UsageError(f"--align is '{text}', expected auto, none or a positive number")
+
+
+def convolution_block(provider: str) -> int:
+    """Channels in a block of the target's convolutions; 0 on a GPU, which has none."""
+    return 0 if _is_gpu(provider) else _cpu_block()
 
 
 def _is_gpu(provider: str) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnxprune.alignment import Alignment, parse_alignment
+from onnxprune.alignment import Alignment, convolution_block, parse_alignment
 from onnxprune.bodies import flatten, restore
 from onnxprune.channels import ChannelMap
 from onnxprune.errors import UnreachableError, UsageError, VerificationError
@@ -33,6 +33,7 @@ from onnxprune.ops import build_map
 from onnxprune.passes.cost import MEASURES, Measure, cost_of
 from onnxprune.passes.flow import Blocks
 from onnxprune.passes.fold import Dead, dead_groups, fold, nonzero_slices, same_channels, signal_blocks
+from onnxprune.passes.latency import Target
 from onnxprune.passes.masked import masked_reference
 from onnxprune.passes.narrow import Narrowed, Restructure, idle_inputs, narrow
 from onnxprune.passes.rewrite import rewrite
@@ -364,7 +365,8 @@ def _narrowed(
         return Narrowed(pruned, {}), None
     before = build_map(Graph(pruned, original.graph.folder))
     pinned = _matching(original.graph, options.keep)
-    found = narrow(before, nonzero_slices(before), options.restructure, pinned)
+    target = Target(block=convolution_block(options.provider))
+    found = narrow(before, nonzero_slices(before), options.restructure, pinned, target)
     return found, build_map(Graph(found.model, original.graph.folder)) if found.consumers else None
 
 

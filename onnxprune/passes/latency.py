@@ -15,11 +15,12 @@ from onnx import NodeProto
 from onnxprune.graph import attribute
 from onnxprune.shapes import Shape
 
-__all__ = ["Target", "microseconds"]
+__all__ = ["Target", "microseconds", "unfused"]
 
 _VIEWS = frozenset("Constant Flatten Identity Reshape Shape Size Squeeze Unsqueeze".split())
 _COPIES = frozenset("Concat DepthToSpace Expand Gather Pad Slice SpaceToDepth Split Tile Transpose".split())
 _CONTRACTIONS = frozenset("Conv ConvTranspose FusedConv FusedGemm FusedMatMul Gemm GRU LSTM MatMul RNN".split())
+_FUSING = frozenset(("Conv", "FusedConv"))
 _FUSED = frozenset("BatchNormalization Clip Relu LeakyRelu Sigmoid Tanh HardSigmoid".split())
 """Operators that disappear into the convolution before them."""
 
@@ -28,7 +29,7 @@ _FUSED = frozenset("BatchNormalization Clip Relu LeakyRelu Sigmoid Tanh HardSigm
 class Target:
     """What a target takes. ``start``: µs for any node. By µs: numbers ``copied``, passed through an element-wise function
     (``computed``), brought from or into blocks or columns (``ordered``), read as a weight (``loaded``), and
-    multiply-accumulates (``multiplied``). ``block``: channels of a block of its convolutions.
+    multiply-accumulates (``multiplied``). ``block``: channels of a block of its convolutions; 0 where there are none.
 
     The defaults are those of ONNX Runtime on one thread with AVX-512.
     """
@@ -50,14 +51,24 @@ def microseconds(target: Target, node: NodeProto, shapes: Mapping[str, Shape], a
     made = sum(prod(shapes.get(name, ())) for name in node.output if name)
     if op in _VIEWS:
         return target.start
-    if op in ("Conv", "FusedConv") and len(shapes[node.input[1]]) == 4:
+    if op in _FUSING:
         return target.start + _convolution(target, node, shapes)
     if op in _CONTRACTIONS:
         return target.start + _product(target, node, shapes, made)
     if op in _COPIES:
         return target.start + made / target.copied
-    if op in _FUSED and after in ("Conv", "FusedConv"):
+    if op in _FUSED and after in _FUSING:
         return 0.0
+    return _elementwise(target, node, shapes)
+
+
+def unfused(target: Target, node: NodeProto, shapes: Mapping[str, Shape]) -> float:
+    """What a node takes more, once it is not computed along with the convolution before it any longer."""
+    return _elementwise(target, node, shapes) if node.op_type in _FUSED else 0.0
+
+
+def _elementwise(target: Target, node: NodeProto, shapes: Mapping[str, Shape]) -> float:
+    made = sum(prod(shapes.get(name, ())) for name in node.output if name)
     read = max((prod(shapes.get(name, ())) for name in node.input if name), default=0)
     return target.start + max(made, read) / target.computed
 
@@ -65,9 +76,7 @@ def microseconds(target: Target, node: NodeProto, shapes: Mapping[str, Shape], a
 def _product(target: Target, node: NodeProto, shapes: Mapping[str, Shape], made: int) -> float:
     """A matrix product, or what is computed as one; a single row takes what reading the weight takes."""
     data, weight = shapes.get(node.input[0], (1,)), shapes.get(node.input[1], ())
-    if node.op_type in ("Conv", "FusedConv"):
-        work = made * prod(weight[1:])
-    elif node.op_type == "ConvTranspose":
+    if node.op_type == "ConvTranspose":
         work = prod(data) * prod(weight[1:])
     else:
         work = made * data[0 if attribute(node, "transA") and len(data) == 2 else -1]
@@ -75,18 +84,20 @@ def _product(target: Target, node: NodeProto, shapes: Mapping[str, Shape], made:
 
 
 def _convolution(target: Target, node: NodeProto, shapes: Mapping[str, Shape]) -> float:
-    """In two dimensions: blocked, with the last block of outputs computed whole and picked apart, or in columns.
+    """Blocked, with the last block of outputs computed whole and picked apart; or as a product of matrices, with the
+    image in columns, which costs more once several outputs read them.
 
-    ONNX Runtime leaves the blocks where a convolution reads a block of channels or more, but no multiple of 4.
+    ONNX Runtime computes two-dimensional convolutions in blocks, but for those that read a block of channels or more,
+    and no multiple of 4.
     """
     weight, made = shapes[node.input[1]], shapes[node.output[0]]
     groups = attribute(node, "group")
     read, kernel, space = weight[1], prod(weight[2:]), made[0] * prod(made[2:])
     if isinstance(groups, int) and groups > 1:
         return made[1] * read * kernel * space / target.multiplied + made[1] * space / target.ordered
-    if read < target.block or read % 4 == 0:
+    if len(weight) == 4 and target.block and (read < target.block or read % 4 == 0):
         width = ceil(made[1] / target.block) * target.block
         apart = width * space if made[1] < target.block or made[1] % 4 else 0
         return read * width * kernel * space / target.multiplied + apart / target.ordered
     columns = read * kernel * space if kernel > 1 else 0
-    return read * made[1] * kernel * space / target.multiplied + columns / target.ordered
+    return read * made[1] * kernel * space / target.multiplied + (1.6 if made[1] > 1 else 1) * columns / target.ordered

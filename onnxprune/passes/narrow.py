@@ -24,6 +24,7 @@ from onnx import ModelProto, NodeProto
 from onnxprune.channels import ChannelMap, Contraction
 from onnxprune.graph import attribute, node_name
 from onnxprune.measure import count_weights
+from onnxprune.passes.columns import in_columns
 from onnxprune.passes.latency import Target
 from onnxprune.passes.overlaid import written
 from onnxprune.passes.overlay import Overlay, Part
@@ -74,6 +75,7 @@ def narrow(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], mode: Rest
     chosen = settled.settle(choices, take_back=mode == "auto")
     if not chosen:
         return Narrowed(model, {})
+    settled.settle(in_columns(settled, pinned), take_back=True)
     result = written(settled)
     if count_weights(result) > count_weights(model):
         return Narrowed(model, {})
@@ -99,7 +101,7 @@ def _narrower(overlay: Overlay, c: Contraction, block: BoolArray, widths: dict[i
     if axis is None or overlay.shape[data][axis] != len(c.inputs) or not overlay.map.shapes.is_fixed(data, axis):
         return None
     slices = Part(weight, c.in_axis, used)
-    if not overlay.is_free(slices) or _is_shared(overlay, c):
+    if not overlay.is_free(slices) or overlay.is_shared(weight):
         return None
     result = NodeProto()
     result.CopyFrom(node)
@@ -113,13 +115,6 @@ def _flatter(overlay: Overlay) -> list[Choice]:
     """Joints of joints as one, for those of which the inner ones have lost their other readers."""
     found = ((index, overlay.flattened(index)) for index in range(len(overlay.graph.nodes)))
     return [Choice(index, node) for index, node in found if node is not None]
-
-
-def _is_shared(overlay: Overlay, c: Contraction) -> bool:
-    """Whether the weight is read elsewhere too: narrowing would then store it twice."""
-    name = overlay.graph.nodes[c.node].input[c.weight]
-    uses = overlay.graph.consumers[name]
-    return len(uses) > 1 or name in overlay.graph.captured or name in overlay.graph.outputs
 
 
 def _data_axis(node: NodeProto, c: Contraction, rank: int) -> int | None:

@@ -214,6 +214,14 @@ class Overlay:
         _set_attributes(node, {"axis": wanted.axis})
         return self._laid(node, index, [(wanted.tensor, wanted.axis, len(wanted.indices))], like)[0]
 
+    def lay(self, node: NodeProto, place: int, shape: Shape) -> str:
+        """Lay a node with one output of this shape over the graph, behind the node at ``place``; its output."""
+        node.output[0] = self.name(node.output[0])
+        node.name = self.name(node.name)
+        self.shape[node.output[0]] = shape
+        self.made.append(Made(node, place))
+        return str(node.output[0])
+
     def _laid(self, node: NodeProto, place: int, outputs: Sequence[tuple[str, int, int]],
               like: int | None = None) -> list[str]:  # fmt: skip
         """Lay a node over the graph; ``outputs``: (tensor that an output is a part of, axis, size). One that computes
@@ -254,6 +262,26 @@ class Overlay:
         self.constants[name] = np.asarray(value, order="C")
         self.shape[name] = value.shape
         return name
+
+    def value(self, name: str) -> NDArray[np.generic] | None:
+        """The numbers of a constant, of the graph or laid over it; None for other tensors."""
+        if name in self.constants:
+            return self.constants[name]
+        return self.graph.values(name) if name in self.graph.constants else None
+
+    def is_shared(self, name: str) -> bool:
+        """Whether a tensor of the graph is read in several places, so that parts of it would be stored beside it."""
+        elsewhere = name in self.graph.captured or name in self.graph.outputs
+        return elsewhere or len(self.graph.consumers[name]) > 1
+
+    def with_axis(self, name: str, axis: int) -> str:
+        """A constant with an axis of size 1 put in."""
+        source = self.sources.get(name, name)
+        value = self.value(name)
+        assert value is not None
+        made = self.constant(source, np.expand_dims(value, axis))
+        self.sources[made] = source
+        return made
 
     def _cut(self, part: Part) -> str:
         name = self.constant(part.tensor, np.take(self.graph.values(part.tensor), part.indices, axis=part.axis))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
-from onnxprune.passes.latency import Target, microseconds
+from onnxprune.passes.latency import Target, microseconds, unfused
 from onnxprune.passes.overlay import Made, Overlay
 
 __all__ = ["Choice", "Settlement"]
@@ -20,10 +20,12 @@ __all__ = ["Choice", "Settlement"]
 
 @dataclass(frozen=True)
 class Choice:
-    """Another node in place of the one at ``index``, with outputs of the same names."""
+    """Another node in place of the one at ``index``, with outputs of the same names. ``apart``: whether what follows
+    can no longer be computed along with it."""
 
     index: int
     node: NodeProto
+    apart: bool = False
 
 
 class Settlement:
@@ -34,9 +36,10 @@ class Settlement:
         self.overlay, self.graph, self.target = overlay, overlay.graph, target
         self.readers: Counter[str] = Counter()
         self.cost = 0.0
-        self.replaced: dict[int, NodeProto] = {}
+        self.replaced: dict[int, Choice] = {}
         self._maker: dict[str, int | Made] = dict(self.graph.producer)
-        self._maker |= {name: made for made in overlay.made for name in made.node.output}
+        self._laid = 0  # nodes laid over the graph that are in there
+        self._see_laid()
         outside = {*self.graph.outputs, *self.graph.captured}
         read = outside | set(self.graph.consumers)
         self._unread = {i for i, node in enumerate(self.graph.nodes) if not any(n in read for n in node.output)}
@@ -45,15 +48,19 @@ class Settlement:
             self._read(self.graph.nodes[index].input)
 
     def settle(self, choices: Sequence[Choice], take_back: bool) -> list[Choice]:
-        """Take all choices, then (``take_back``) back those that cost more than they save."""
-        before, taken = self.cost, {choice.index for choice in choices}
+        """Take all choices, then (``take_back``) back those that cost more than they save; those that are left."""
+        self._see_laid()
+        before, taken = self.cost, {choice.index: self.choice(choice.index) for choice in choices}
         for choice in choices:
-            self._swap(choice.index, choice.node)
+            self._swap(choice)
         for choice in [*reversed(choices), *choices] if take_back else ():
-            if choice.index in taken and self._is_better_without(choice):
-                taken.remove(choice.index)
-        pays = not take_back or self.cost < before
-        return [choice for choice in choices if choice.index in taken and pays]
+            if choice.index in taken and self._is_better_without(choice, taken[choice.index]):
+                del taken[choice.index]
+        if take_back and self.cost >= before:
+            for former in taken.values():
+                self._swap(former)
+            taken = {}
+        return [choice for choice in choices if choice.index in taken]
 
     def is_alive(self, maker: int | Made) -> bool:
         """Whether anybody reads what a node makes (a node of the graph by its index)."""
@@ -63,23 +70,34 @@ class Settlement:
 
     def node(self, maker: int | Made) -> NodeProto:
         """The node in this place now."""
-        return maker.node if isinstance(maker, Made) else self.replaced.get(maker, self.graph.nodes[maker])
+        return maker.node if isinstance(maker, Made) else self.choice(maker).node
 
-    def _is_better_without(self, choice: Choice) -> bool:
+    def choice(self, index: int) -> Choice:
+        """What was chosen for a node of the graph; at first, the node itself."""
+        return self.replaced.get(index) or Choice(index, self.graph.nodes[index])
+
+    def _see_laid(self) -> None:
+        """Note who makes what was laid over the graph since."""
+        for made in self.overlay.made[self._laid :]:
+            self._maker |= dict.fromkeys(made.node.output, made)
+        self._laid = len(self.overlay.made)
+
+    def _is_better_without(self, choice: Choice, before: Choice) -> bool:
         """Take a choice back if that costs less."""
         cost = self.cost
-        self._swap(choice.index, self.graph.nodes[choice.index])
+        self._swap(before)
         if self.cost < cost:
             return True
-        self._swap(choice.index, choice.node)
+        self._swap(choice)
         return False
 
-    def _swap(self, index: int, node: NodeProto) -> None:
-        old, alive = self.node(index), self.is_alive(index)
-        self.replaced[index] = node
+    def _swap(self, choice: Choice) -> None:
+        index, old = choice.index, self.node(choice.index)
+        alive, before = self.is_alive(index), self._cost(index)
+        self.replaced[index] = choice
         if alive:
-            self.cost += self._cost(node) - self._cost(old)
-            self._read(node.input)
+            self.cost += self._cost(index) - before
+            self._read(choice.node.input)
             self._release(old.input)
 
     def _read(self, names: Iterable[str]) -> None:
@@ -90,7 +108,7 @@ class Settlement:
             starts = maker is not None and not self.is_alive(maker)
             self.readers[name] += 1
             if starts and maker is not None:
-                self.cost += self._cost(self.node(maker))
+                self.cost += self._cost(maker)
                 pending += [read for read in self.node(maker).input if read]
 
     def _release(self, names: Iterable[str]) -> None:
@@ -100,10 +118,18 @@ class Settlement:
             self.readers[name] -= 1
             maker = self._maker.get(name)
             if maker is not None and not self.is_alive(maker):
-                self.cost -= self._cost(self.node(maker))
+                self.cost -= self._cost(maker)
                 pending += [read for read in self.node(maker).input if read]
 
-    def _cost(self, node: NodeProto) -> float:
-        before = self._maker.get(node.input[0]) if node.input else None
-        operator = "" if before is None else self.node(before).op_type
-        return microseconds(self.target, node, self.overlay.shape, operator)
+    def _cost(self, maker: int | Made) -> float:
+        node, shapes = self.node(maker), self.overlay.shape
+        cost = microseconds(self.target, node, shapes, self._followed(node.input[0]) if node.input else "")
+        if not isinstance(maker, Made) and self.choice(maker).apart:
+            readers = self.graph.consumers.get(node.output[0], [])
+            cost += sum(unfused(self.target, self.graph.nodes[reader], shapes) for reader, _ in readers)
+        return cost
+
+    def _followed(self, name: str) -> str:
+        """The operator that makes a tensor in the graph as it was."""
+        index = self.graph.producer.get(name)
+        return "" if index is None else self.graph.nodes[index].op_type
