@@ -25,6 +25,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 from onnxprune.bodies import DOMAINS, RESULT, Crossing, is_marker
 from onnxprune.graph import Graph, attribute, constant_of
 from onnxprune.shape_arithmetic import TRACKED, evaluate
+from onnxprune.stand_ins import stand_in_shape, stand_in_type
 
 __all__ = ["Shape", "Shapes", "infer_shapes"]
 
@@ -205,6 +206,11 @@ def _infer_node(graph: Graph, node: NodeProto, result: Shapes) -> None:
     if node.op_type == "Crop" and node.input[0] in result.of:
         result.of[node.output[0]] = _cropped(node, result.of[node.input[0]])
         result.types[node.output[0]] = result.types.get(node.input[0], TensorProto.FLOAT)
+        return
+    stand_in = stand_in_shape(node, result.of)
+    if stand_in is not None:
+        result.of[node.output[0]] = stand_in
+        result.types[node.output[0]] = stand_in_type(node, result.types)
         return
     domain = "" if node.domain == "ai.onnx" else node.domain
     version = next((o.version for o in graph.model.opset_import if o.domain == node.domain), graph.opset)

@@ -26,6 +26,7 @@ from onnxprune.errors import ModelError
 from onnxprune.input_guesses import first_run
 from onnxprune.inputs import Shapes, check_inputs, format_shapes, input_specs
 from onnxprune.runtime import Array, Inputs, Model, Provider, load_structure, open_session, provider_of, run
+from onnxprune.shaken import shaken
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -394,7 +395,8 @@ def rounding(
 ) -> float:
     """What ONNX Runtime itself rounds: the model with its graph optimisations against the same without them.
 
-    Both are right, so their difference (as a share of an output's scale) is no error of anybody's.
+    Both are right, so their difference (as a share of an output's scale) is no error of anybody's. The same goes for a
+    quantised model with its scales moved in the last places (``onnxprune.shaken``).
 
     Args:
         model: the model.
@@ -413,6 +415,10 @@ def rounding(
     del session
     plain = _open(model, structure, inside, provider, folder, optimize=False)
     compared = [compare_outputs(outputs, run(plain, inputs)) for inputs, outputs in runs]
+    del plain
+    for other in shaken(model) if isinstance(model, onnx.ModelProto) else ():
+        session = _open(other, other, inside, provider, folder)
+        compared += [compare_outputs(outputs, run(session, inputs)) for inputs, outputs in runs]
     return max((output.error for each in compared for output in each.outputs), default=0.0)
 
 

@@ -103,6 +103,8 @@ CASES = [
         s=floats(2),
     ),
     image("bias of a product", "l = Mul(c, s) z = Conv(a, k, l)", 14, 6, k=(6, 8, 1, 1), c=6, s=floats(2)),
+    image("bias of a single channel", "l = Reshape(c, s) p = Conv(a, k) h = Add(p, l) z = Concat<axis=1>(h, a)", 9, 9,
+          k=(1, 8, 1, 1), c=1, s=ints(1, 1, 1, 1)),
     image("zeros by ConstantOfShape", "l = ConstantOfShape(s) z = Conv(a, k, l)", 14, 6, k=(6, 8, 1, 1), s=ints(6)),
     image("shared weight", "p = Conv(a, k) r = Relu(p) z = Conv(r, k)", 8, k=(8, 8, 1, 1)),
     image(

@@ -33,6 +33,9 @@ def _reshaped(ctx: NodeContext, before: Sequence[int], after: Sequence[int], axe
     result: list[Ids | None] = [None] * len(after)
     if all(ids is None for ids in axes):
         return tuple(result)
+    if list(before) == [1] and len(after) > 1:  # the bias of a layer of one channel
+        result[1] = axes[0]
+        return tuple(result)
     blocks = list(_blocks(before, after))
     shapes = ctx.builder.shapes
     again = shapes.second(ctx.node.input[0]), shapes.second(ctx.node.output[0])
