@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxprune.alignment import Alignment, convolution_block, parse_alignment
-from onnxprune.bodies import flatten, restore
+from onnxprune.bodies import laid_out
 from onnxprune.channels import ChannelMap
 from onnxprune.errors import UnreachableError, UsageError, VerificationError
 from onnxprune.graph import Graph, node_name
@@ -104,7 +104,7 @@ class Result:
     after, layer by layer. ``census``: what is frozen, by cause. ``renormalised``: normalisations computed over fewer
     channels. ``narrowed``: output of a layer → how many channels it reads, where that are fewer than there are.
     ``verification``: pruned against its reference, None if not asked for. ``seconds``: time by step.
-    ``final``: the channel map of the pruned model, where layers were narrowed.
+    ``unpruned``: the model as it came. ``final``: the channel map of the pruned model, where layers were narrowed.
     """
 
     model: ModelProto
@@ -115,6 +115,7 @@ class Result:
     census: Census
     renormalised: tuple[str, ...]
     seconds: Mapping[str, float]
+    unpruned: ModelProto = field(repr=False)
     original: ChannelMap = field(repr=False)
     channel_map: ChannelMap = field(repr=False)
     keep: BoolArray = field(repr=False)
@@ -136,7 +137,7 @@ class Result:
     @property
     def reference(self) -> ModelProto:
         """What the pruned model must agree with: the masked reference, or in lossless mode the original."""
-        return restore(self.original.graph.model) if self.plan.sparsity is None else self.masked
+        return self.unpruned if self.plan.sparsity is None else self.masked
 
     def save(self, out: str | Path, check: Callable[[Path], None] | None = None) -> list[Path]:
         """Write the pruned model, whole or not at all; see ``onnxprune.model_io.save``."""
@@ -240,7 +241,8 @@ def prune(
                 channel_map, dead = original, dead_groups(original, nonzero, absorb=False)
     chosen, plan = _choose(channel_map, dead, signal_blocks(nonzero), options, plan, original, clock)
     with clock("rewriting"):
-        pruned = rewrite(channel_map, chosen)
+        same = bool(np.all(chosen)) and channel_map is original
+        pruned = _copied(proto) if same else rewrite(channel_map, chosen)
     with clock("narrowing"):
         narrowed, final = _narrowed(pruned, channel_map, chosen, nonzero, options, original)
     result = Result(
@@ -252,6 +254,7 @@ def prune(
         census=census(original),
         renormalised=tuple(name for name, ids in channel_map.renormalised if not np.all(chosen[ids])),
         seconds=clock.seconds,
+        unpruned=proto,
         original=original,
         channel_map=channel_map,
         keep=chosen,
@@ -282,7 +285,7 @@ class _Clock:
 
 def map_channels(model: ModelProto, options: Options, folder: Path | None) -> ChannelMap:
     """The channel map of a model, with what the options leave alone."""
-    graph = Graph(flatten(model), folder)
+    graph = Graph(laid_out(model), folder)
     return build_map(graph, keep=_matching(graph, options.keep), allow_renorm=options.allow_renorm)
 
 
@@ -367,7 +370,13 @@ def _narrowed(
     pinned = _matching(original.graph, options.keep)
     target = Target(block=convolution_block(options.provider))
     found = narrow(before, nonzero_slices(before), options.restructure, pinned, target)
-    return found, build_map(Graph(found.model, original.graph.folder)) if found.consumers else None
+    return found, build_map(Graph(laid_out(found.model), original.graph.folder)) if found.consumers else None
+
+
+def _copied(model: ModelProto) -> ModelProto:
+    result = ModelProto()
+    result.CopyFrom(model)
+    return result
 
 
 def sizes(channel_map: ChannelMap) -> Sizes:

@@ -22,7 +22,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from onnxprune.bodies import DOMAINS, RESULT, Crossing, is_marker
+from onnxprune.bodies import DOMAINS, RESULT, Crossing, is_marker, unfolded_nodes
 from onnxprune.graph import Graph, attribute, constant_of
 from onnxprune.shape_arithmetic import TRACKED, evaluate
 from onnxprune.stand_ins import stand_in_shape, stand_in_type
@@ -33,6 +33,7 @@ Shape = tuple[int, ...]
 IntArray = NDArray[np.int64]
 
 _SMALL = 4096  # a constant with at most this many elements stays in the copy: it may be a size, an axis, an index
+_MOST_UNFOLDED = 200_000  # nodes that functions may stand for; inference goes through every call
 _OPEN_SIZES = (2, 224, 224, 224)  # sizes for open dimensions by position: batch, then what is usually spatial
 _OTHER_SIZES = (3, 256, 320, 320)
 
@@ -110,7 +111,9 @@ def _light_copy(graph: Graph, sizes: Mapping[str, Sequence[int]], open_sizes: Se
     source = graph.model
     light = ModelProto(ir_version=max(source.ir_version, 4), opset_import=source.opset_import)
     light.opset_import.extend(onnx.helper.make_opsetid(domain, 1) for domain in DOMAINS)
-    light.functions.extend(source.functions)
+    unfolded = unfolded_nodes(source) if source.functions else 0
+    if unfolded is not None and unfolded <= _MOST_UNFOLDED:
+        light.functions.extend(source.functions)
     light.graph.name = "shapes"
     feeds = set(graph.inputs)
     for value in source.graph.input:

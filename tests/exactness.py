@@ -16,7 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, numpy_helper, parser
 
-from onnxprune.bodies import flatten
+from onnxprune.bodies import flatten, laid_out
 from onnxprune.channels import ChannelMap
 from onnxprune.graph import Graph
 from onnxprune.measure import count_weights, is_weight
@@ -117,7 +117,7 @@ def assert_exact(model: ModelProto, share: float = 0.5, seeds: Iterable[int] = r
 
     ``sizes``: input → the shape fed. Tolerance: 1e-4 (float64: 1e-9) of the largest output.
     """
-    channel_map = channel_map or build_map(Graph(flatten(model)))
+    channel_map = channel_map or build_map(Graph(laid_out(model)))
     outcomes = []
     for seed in seeds:
         rng = np.random.default_rng(seed)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.bodies import is_marker
+from onnxprune.bodies import is_call, is_marker
 from onnxprune.channels import INNERMOST, OUTERMOST, Axes, ChannelMap, Ids, MapBuilder, NodeContext, Opaque, solve
 from onnxprune.editing import NodeEditor
 from onnxprune.graph import Graph, subgraphs
@@ -280,6 +280,8 @@ def apply_rule(context: NodeContext) -> list[Axes]:
     """The axes of a node's outputs by its rule; plain, with all inputs frozen, where there is none that fits."""
     node = context.node
     rule = rule_of(node.op_type, node.domain)
+    if rule is None and is_call(context.builder.graph.model, node):
+        return context.freeze_all("a function that could not be inlined")
     if rule is None or any(True for _ in subgraphs(node)):
         return context.freeze_all(f"{node.op_type} is not understood")
     try:
