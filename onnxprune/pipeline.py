@@ -193,7 +193,7 @@ def prune(
         keep: patterns of node or tensor names whose channels are left alone.
         align: ``auto``, ``none`` or a step that kept widths fall on; None is ``auto`` with a sparsity and ``none``
             without (in lossless mode, ``auto`` leaves dead channels where removing them would leave an odd width).
-        allow_renorm: also prune channels that a normalisation runs over (not exact).
+        allow_renorm: also prune channels that a normalisation runs over (not exact; without a sparsity, ignored).
         restructure: let layers read only the channels they have kernels for: ``auto`` where it pays, ``always``
             wherever it can be done, ``never``.
         seed: of ``random`` and of the inputs that verification feeds.
@@ -222,6 +222,8 @@ def prune(
                       restructure)  # fmt: skip
     if plan is not None:
         options = replace(options, sparsity=plan.sparsity, keep=plan.keep, allow_renorm=plan.allow_renorm)
+    if options.sparsity is None:  # a normalisation over fewer channels is not what the original computes
+        options = replace(options, allow_renorm=False)
     options.check()
     clock = _Clock(progress or (lambda _: None))
     with clock("reading the channels"):
@@ -351,8 +353,22 @@ def _selected(
     most = 1 - found.cost / found.whole if found.whole else 0.0
     wanted, reached = f"sparsity {options.sparsity:g} of {options.measure}", math.floor(most * 1e4) / 1e4
     raise UnreachableError(
-        f"{wanted} cannot be reached, at most {reached:g} can: {what_remains(original, found.keep)}", most
+        f"{wanted} cannot be reached, at most {reached:g} can: {what_remains(original, found.keep)}"
+        f"{_beyond(original, options, most)}",
+        most,
     )
+
+
+def _beyond(channel_map: ChannelMap, options: Options, most: float) -> str:
+    """One clause for an error message: how far one can go where normalisations may run over fewer channels."""
+    if options.allow_renorm:
+        return ""
+    graph = channel_map.graph
+    allowed = build_map(graph, keep=_matching(graph, options.keep), allow_renorm=True, shapes=channel_map.shapes)
+    share = reachable(allowed, cost_of(allowed, options.measure))
+    if share <= most + 1e-3:
+        return ""
+    return f"; with --allow-renorm (not exact), at most {math.floor(share * 1e3) / 1e3:g} can"
 
 
 def _narrowed(
