@@ -103,6 +103,10 @@ def _divide(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic
     return np.asarray(np.true_divide(a[0], a[1]))
 
 
+def _modulo(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+    return np.asarray((np.fmod if attribute(node, "fmod") else np.mod)(a[0], a[1]))
+
+
 def _fill(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
     dims = tuple(int(d) for d in a[0])
     if prod(dims) > TRACKED:
@@ -161,16 +165,21 @@ _ARITHMETIC: dict[str, Callable[[NodeProto, list[NDArray[np.generic]]], NDArray[
     "Sub": _plain(np.subtract),
     "Mul": _plain(np.multiply),
     "Div": _divide,
+    "Pow": _plain(lambda base, exponent: np.power(base, exponent).astype(base.dtype)),
+    "Mod": _modulo,
     "Neg": _plain(np.negative),
     "Abs": _plain(np.abs),
     "Floor": _plain(np.floor),
     "Ceil": _plain(np.ceil),
+    "Round": _plain(np.round),
     "Sqrt": _plain(np.sqrt),
     "Min": _plain(lambda *xs: np.minimum.reduce(np.broadcast_arrays(*xs))),
     "Max": _plain(lambda *xs: np.maximum.reduce(np.broadcast_arrays(*xs))),
     "Equal": _plain(np.equal),
     "Less": _plain(np.less),
+    "LessOrEqual": _plain(np.less_equal),
     "Greater": _plain(np.greater),
+    "GreaterOrEqual": _plain(np.greater_equal),
     "Not": _plain(np.logical_not),
     "And": _plain(np.logical_and),
     "Or": _plain(np.logical_or),

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from onnxprune.bodies import DOMAINS, RESULT, Crossing, is_marker, unfolded_nodes
+from onnxprune.contrib_shapes import contrib_shapes
 from onnxprune.graph import Graph, attribute, constant_of
 from onnxprune.shape_arithmetic import TRACKED, evaluate
 from onnxprune.stand_ins import stand_in_shape, stand_in_type
@@ -215,6 +216,13 @@ def _infer_node(graph: Graph, node: NodeProto, result: Shapes) -> None:
         result.of[node.output[0]] = stand_in
         result.types[node.output[0]] = stand_in_type(node, result.types)
         return
+    known_shapes = [result.of.get(name) for name in node.input]
+    for name, shape in zip(node.output, contrib_shapes(node, known_shapes), strict=False):
+        if name and shape is not None:
+            result.of[name] = shape
+            result.types.setdefault(name, result.types.get(_typed_like(node, name), TensorProto.FLOAT))
+    if all(not name or name in result.of for name in node.output):
+        return
     domain = "" if node.domain == "ai.onnx" else node.domain
     version = next((o.version for o in graph.model.opset_import if o.domain == node.domain), graph.opset)
     known = [name for name in node.input if name in result.of and name in result.types]
@@ -231,6 +239,12 @@ def _infer_node(graph: Graph, node: NodeProto, result: Shapes) -> None:
         value = ValueInfoProto(name=name)
         value.type.CopyFrom(kind)
         _note(value, result)
+
+
+def _typed_like(node: NodeProto, output: str) -> str:
+    """The input of the type of an output of an operator of com.microsoft: usually the first."""
+    place = 2 if node.op_type == "EmbedLayerNormalization" and output != node.output[1] else 0
+    return str(node.input[place])
 
 
 def _cropped(node: NodeProto, shape: Shape) -> Shape:
