@@ -25,8 +25,7 @@ from onnxprune.inputs import load_inputs
 from onnxprune.inspection import inspect
 from onnxprune.model_io import check_writable, default_output, load, save
 from onnxprune.passes.cost import MEASURES
-from onnxprune.passes.scores import METHODS
-from onnxprune.pipeline import Options, Result, prune
+from onnxprune.pipeline import Options, Result, method_names, prune
 from onnxprune.plan import Plan
 from onnxprune.report import report_json
 from onnxprune.runtime import Inputs, Provider, load_structure
@@ -145,14 +144,18 @@ def _same(a: Path, b: Path) -> bool:
     help="What S counts: stored elements of rank ≥ 2, multiply-accumulates, or kernel slices.",
 )
 @click.option(
-    "--method", type=click.Choice(list(METHODS)), default="lean", show_default=True, help="How channels are ranked."
+    "--method",
+    type=click.Choice(method_names()),
+    default="lean",
+    show_default=True,
+    help="How channels or kernel slices are ranked.",
 )
 @click.option(
     "--granularity",
     type=click.Choice(["channel", "kernel"]),
     default="channel",
     show_default=True,
-    help="What is removed; kernel is not available yet.",
+    help="What is chosen: whole channels, or kernel slices (what is dead without them leaves).",
 )
 @_keep
 @click.option(

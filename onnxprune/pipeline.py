@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxprune.alignment import Alignment, convolution_block, parse_alignment
-from onnxprune.bodies import laid_out
+from onnxprune.bodies import laid_out, restore
 from onnxprune.channels import ChannelMap
 from onnxprune.errors import UnreachableError, UsageError, VerificationError
 from onnxprune.graph import Graph, node_name
 from onnxprune.inputs import Shapes
+from onnxprune.kernel_budget import Budget, within_budget
 from onnxprune.layers import Census, Layer, census, layers, what_remains
 from onnxprune.measure import count_weights
 from onnxprune.model_io import LoadedModel, load, save
@@ -33,23 +34,34 @@ from onnxprune.ops import build_map
 from onnxprune.passes.cost import MEASURES, Measure, cost_of
 from onnxprune.passes.flow import Blocks
 from onnxprune.passes.fold import Dead, dead_groups, fold, nonzero_slices, same_channels, signal_blocks
+from onnxprune.passes.kernel_scores import KERNEL_METHODS
+from onnxprune.passes.kernel_slices import EdgeMask, Kernels, cut_kernels, kernels_of
 from onnxprune.passes.latency import Target
 from onnxprune.passes.masked import masked_reference
 from onnxprune.passes.narrow import Narrowed, Restructure, idle_inputs, narrow
 from onnxprune.passes.rewrite import rewrite
 from onnxprune.passes.scores import METHODS
 from onnxprune.passes.select import reachable, round_up, select
-from onnxprune.plan import Plan, keep_of, plan_of
+from onnxprune.plan import KernelCut, Plan, keep_of, kernel_cuts, mask_of, plan_of
 from onnxprune.runtime import Provider
 from onnxprune.verify import Verification, rounding, squashed_tensors, verify
 
-__all__ = ["Options", "Result", "Sizes", "map_channels", "prune", "reach", "sizes"]
+__all__ = ["Options", "Result", "Sizes", "map_channels", "method_names", "prune", "reach", "sizes"]
 
 _IN_MEMORY = 1_500_000_000  # bytes of weights up to which a model is handed to ONNX Runtime as a message (limit: 2 GB)
 _ROUNDING = 4.0  # times what the runtime itself rounds that still counts as rounding
 
 Progress = Callable[[str], None]
 BoolArray = NDArray[np.bool_]
+
+
+_METHODS: Mapping[str, Mapping[str, object]] = {"channel": METHODS, "kernel": KERNEL_METHODS}
+"""Granularity → the methods that rank such things."""
+
+
+def method_names() -> tuple[str, ...]:
+    """Every method, at whatever granularity."""
+    return tuple(dict.fromkeys(name for methods in _METHODS.values() for name in methods))
 
 
 @dataclass(frozen=True)
@@ -79,17 +91,23 @@ class Options:
             raise UsageError(f"sparsity is {self.sparsity:g}, expected a share to remove, at least 0 and below 1")
         if self.measure not in MEASURES:
             raise UsageError(f"measure is '{self.measure}', expected one of {', '.join(MEASURES)}")
-        if self.method not in METHODS:
-            raise UsageError(f"method is '{self.method}', expected one of {', '.join(METHODS)}")
         if self.restructure not in get_args(Restructure):
             raise UsageError(f"restructure is '{self.restructure}', expected one of {', '.join(get_args(Restructure))}")
-        if self.granularity != "channel":
-            raise UsageError(f"granularity '{self.granularity}' is not available yet; use --granularity channel")
+        if self.granularity not in _METHODS:
+            raise UsageError(f"granularity is '{self.granularity}', expected one of {', '.join(_METHODS)}")
+        if not any(self.method in methods for methods in _METHODS.values()):
+            raise UsageError(f"method is '{self.method}', expected one of {', '.join(method_names())}")
+        if self.method not in _METHODS[self.granularity]:
+            there = next(name for name, methods in _METHODS.items() if self.method in methods)
+            raise UsageError(f"method '{self.method}' ranks no {self.granularity}s; use it with --granularity {there}")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a model holds: ``weights`` (see ``onnxprune.measure``), multiply-accumulates of one run, kernel slices."""
+    """What a model holds: ``weights`` (see ``onnxprune.measure``), multiply-accumulates of one run, kernel slices.
+
+    At kernel granularity, ``kernels`` are the kernel slices of all contractions that are not all zero.
+    """
 
     weights: int
     macs: float
@@ -102,7 +120,8 @@ class Result:
 
     ``model``: the pruned model. ``plan``: what left. ``before``/``after``: its sizes. ``layers``: width before and
     after, layer by layer. ``census``: what is frozen, by cause. ``renormalised``: normalisations computed over fewer
-    channels. ``narrowed``: output of a layer → how many channels it reads, where that are fewer than there are.
+    channels. ``cut``: at kernel granularity, the original with kernel slices set to zero.
+    ``narrowed``: output of a layer → how many channels it reads, where that are fewer than there are.
     ``verification``: pruned against its reference, None if not asked for. ``seconds``: time by step.
     ``unpruned``: the model as it came. ``final``: the channel map of the pruned model, where layers were narrowed.
     """
@@ -119,6 +138,7 @@ class Result:
     original: ChannelMap = field(repr=False)
     channel_map: ChannelMap = field(repr=False)
     keep: BoolArray = field(repr=False)
+    cut: ModelProto | None = field(default=None, repr=False)
     source: LoadedModel | None = field(default=None, repr=False)
     verification: Verification | None = None
     narrowed: Mapping[str, int] = field(default_factory=dict)
@@ -132,6 +152,8 @@ class Result:
     @cached_property
     def masked(self) -> ModelProto:
         """The masked reference: the original with the planned weights set to zero."""
+        if self.cut is not None:
+            return self.cut
         return masked_reference(self.channel_map, self.keep)
 
     @property
@@ -182,14 +204,15 @@ def prune(
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
-    """Remove channels from a model.
+    """Remove channels, or kernel slices and what is dead without them, from a model.
 
     Args:
         model: the model or its file; it is not changed.
         sparsity: share of ``measure`` to remove, in [0, 1); None removes only what provably does not matter.
         measure: ``weights`` (elements of stored constants of rank ≥ 2), ``macs`` or ``kernels``.
-        method: the score: ``lean``, ``magnitude`` or ``random``.
-        granularity: ``channel``.
+        method: the score: ``lean``, ``magnitude`` or ``random``; for kernel slices ``magnitude``, ``l1``, ``sv`` or
+            ``random``.
+        granularity: what is chosen: ``channel``, or ``kernel`` (slices of weights between two channels).
         keep: patterns of node or tensor names whose channels are left alone.
         align: ``auto``, ``none`` or a step that kept widths fall on; None is ``auto`` with a sparsity and ``none``
             without (in lossless mode, ``auto`` leaves dead channels where removing them would leave an odd width).
@@ -220,38 +243,31 @@ def prune(
     proto = model if isinstance(model, ModelProto) else source.proto  # type: ignore[union-attr]
     options = Options(sparsity, measure, method, granularity, tuple(keep), align, allow_renorm, seed, provider,
                       restructure)  # fmt: skip
-    if plan is not None:
-        options = replace(options, sparsity=plan.sparsity, keep=plan.keep, allow_renorm=plan.allow_renorm)
+    options = options if plan is None else _as_planned(options, plan)
     if options.sparsity is None:  # a normalisation over fewer channels is not what the original computes
         options = replace(options, allow_renorm=False)
     options.check()
     clock = _Clock(progress or (lambda _: None))
     with clock("reading the channels"):
-        channel_map = map_channels(proto, options, folder)
-    original = channel_map
+        original = map_channels(proto, options, folder)
+    whole, cuts = original, tuple[KernelCut, ...]()
+    if options.granularity == "kernel" and options.sparsity is not None:
+        with clock("selecting kernel slices"):
+            whole, cuts = _cut(original, options, plan)
     with clock("looking for dead channels"):
-        nonzero = nonzero_slices(channel_map)
-        dead = dead_groups(channel_map, nonzero, merge=options.sparsity is None)
-        if plan is not None:  # what it keeps goes on carrying its constants
-            dead = replace(dead, keep=dead.keep | keep_of(original, plan))
-        folded = fold(channel_map, dead)
-        if folded is not original.graph.model:
-            channel_map = map_channels(folded, options, folder)
-            if same_channels(original, channel_map):
-                nonzero = nonzero_slices(channel_map)
-            else:
-                channel_map, dead = original, dead_groups(original, nonzero, absorb=False)
+        channel_map, dead, nonzero = _folded(whole, options, plan)
     chosen, plan = _choose(channel_map, dead, signal_blocks(nonzero), options, plan, original, clock)
     with clock("rewriting"):
         same = bool(np.all(chosen)) and channel_map is original
         pruned = _copied(proto) if same else rewrite(channel_map, chosen)
     with clock("narrowing"):
         narrowed, final = _narrowed(pruned, channel_map, chosen, nonzero, options, original)
+    after = _sizes_kept(channel_map, chosen, pruned) if final is None else sizes(final)
     result = Result(
         model=narrowed.model,
-        plan=plan,
-        before=sizes(original),
-        after=_sizes_kept(channel_map, chosen, pruned) if final is None else sizes(final),
+        plan=replace(plan, kernels=cuts),
+        before=sizes(original) if whole is original else _kernel_sizes(original),
+        after=after if whole is original else _kernel_sizes(final or _mapped(narrowed.model, folder)),
         layers=layers(channel_map, chosen, narrowed.consumers),
         census=census(original),
         renormalised=tuple(name for name, ids in channel_map.renormalised if not np.all(chosen[ids])),
@@ -260,6 +276,7 @@ def prune(
         original=original,
         channel_map=channel_map,
         keep=chosen,
+        cut=None if whole is original else restore(whole.graph.model),
         source=source,
         narrowed=narrowed.consumers,
         final=final,
@@ -268,6 +285,71 @@ def prune(
         return result
     with clock("verifying on ONNX Runtime"):
         return result.verified(provider=provider, shapes=shapes, seed=seed)
+
+
+def _as_planned(options: Options, plan: Plan) -> Options:
+    """What a plan was made with; its method may be unknown here."""
+    granularity: Literal["channel", "kernel"] = "kernel" if plan.granularity == "kernel" else "channel"
+    method = next(iter(_METHODS[granularity]))
+    return replace(
+        options,
+        sparsity=plan.sparsity,
+        keep=plan.keep,
+        allow_renorm=plan.allow_renorm,
+        granularity=granularity,
+        method=method,
+    )
+
+
+def _folded(whole: ChannelMap, options: Options, plan: Plan | None) -> tuple[ChannelMap, Dead, EdgeMask]:
+    """The model with the constants of dead channels taken over by those who read them; what is dead; which kernel
+    slices are not zero."""
+    nonzero = nonzero_slices(whole)
+    dead = dead_groups(whole, nonzero, merge=options.sparsity is None or options.granularity == "kernel")
+    if plan is not None:  # what it keeps goes on carrying its constants
+        dead = replace(dead, keep=dead.keep | keep_of(whole, plan))
+    folded = fold(whole, dead)
+    if folded is whole.graph.model:
+        return whole, dead, nonzero
+    channel_map = map_channels(folded, options, whole.graph.folder)
+    if same_channels(whole, channel_map):
+        return channel_map, dead, nonzero_slices(channel_map)
+    return whole, dead_groups(whole, nonzero, absorb=False), nonzero
+
+
+def _cut(original: ChannelMap, options: Options, plan: Plan | None) -> tuple[ChannelMap, tuple[KernelCut, ...]]:
+    """The model with kernel slices set to zero, and which."""
+    kernels = kernels_of(original, _matching(original.graph, options.keep))
+    mask = _chosen_kernels(kernels, options) if plan is None else mask_of(kernels, plan.kernels)
+    return cut_kernels(kernels, mask), kernel_cuts(kernels, mask)
+
+
+def _chosen_kernels(kernels: Kernels, options: Options) -> EdgeMask:
+    assert options.sparsity is not None
+    before = _kernel_sizes(kernels.channel_map)
+
+    def size(mask: EdgeMask) -> float:
+        channel_map, dead, nonzero = _folded(cut_kernels(kernels, mask), options, None)
+        keep = _aligned(kernels.channel_map, dead.keep, options)
+        pruned = rewrite(channel_map, keep)
+        narrowed, final = _narrowed(pruned, channel_map, keep, nonzero, options, kernels.channel_map)
+        after = sizes(final or _mapped(narrowed.model, kernels.channel_map.graph.folder))
+        return float(getattr(after, options.measure))
+
+    budget = Budget(options.measure, options.sparsity, size, float(getattr(before, options.measure)))
+    selection = KERNEL_METHODS[options.method](options.seed).selection(kernels)
+    return within_budget(kernels, selection, budget)
+
+
+def _mapped(model: ModelProto, folder: Path | None) -> ChannelMap:
+    """The channel map of what was written; there is nothing to leave alone any more."""
+    return build_map(Graph(laid_out(model), folder))
+
+
+def _kernel_sizes(channel_map: ChannelMap) -> Sizes:
+    """What a model holds, its kernel slices those that are not all zero."""
+    found = sum(int(np.count_nonzero(block)) for block in nonzero_slices(channel_map).values())
+    return replace(sizes(channel_map), kernels=float(found))
 
 
 class _Clock:
@@ -320,20 +402,23 @@ def _choose(
     if plan is not None:
         return keep_of(original, plan), plan
     base = Plan("lossless", options.measure, options.granularity, None, options.allow_renorm, options.keep)
-    if options.sparsity is None:
-        keep = dead.keep
-        if options.align is not None:
-            keep = round_up(original, keep, parse_alignment(options.align, options.provider))
+    if options.sparsity is not None:
+        base = replace(base, method=options.method, sparsity=options.sparsity)
+    if options.sparsity is None or options.granularity == "kernel":
+        keep = _aligned(original, dead.keep, options)
         return keep, plan_of(original, keep, ~dead.keep, base)
     with clock("scoring"):
         method = METHODS[options.method](options.seed)
         scores = np.where(dead.keep, method.scores(channel_map), -np.inf)
     with clock("selecting"):
         keep = _selected(channel_map, dead, blocks, scores, options, original)
-    base = Plan(
-        options.method, options.measure, options.granularity, options.sparsity, options.allow_renorm, options.keep
-    )
     return keep, plan_of(original, keep, ~dead.keep, base)
+
+
+def _aligned(original: ChannelMap, keep: BoolArray, options: Options) -> BoolArray:
+    """What is not dead, and as much of the rest as makes good widths (with a sparsity by default, else on request)."""
+    align = options.align or ("none" if options.sparsity is None else "auto")
+    return round_up(original, keep, parse_alignment(align, options.provider)) if align != "none" else keep
 
 
 def _selected(

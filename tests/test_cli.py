@@ -109,7 +109,7 @@ USAGE: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown method": (("--method", "best"), "'best'"),
     "unknown measure": (("--measure", "bytes"), "'bytes'"),
     "unknown provider": (("--provider", "tpu"), "'tpu'"),
-    "kernel granularity": (("-s", "0.5", "--granularity", "kernel"), "not available yet"),
+    "unknown granularity": (("-s", "0.5", "--granularity", "weight"), "'weight'"),
     "alignment": (("-s", "0.5", "--align", "odd"), "expected auto, none or a positive number"),
     "keep nothing": (("-s", "0.5", "--keep", "no_such_layer*"), "matches no node or tensor"),
     "shape without a name": (("--shape", "1,3,224,224"), "NAME=SIZE"),

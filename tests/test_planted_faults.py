@@ -169,7 +169,7 @@ def inputs_not_masked(patch: pytest.MonkeyPatch) -> None:
 
 def zero_point_forgotten(patch: pytest.MonkeyPatch) -> None:
     """A quantised weight is set to 0, not to its zero point."""
-    patch.setattr(masked, "_zero", lambda *args: 0)
+    patch.setattr(masked, "zeros", lambda channel_map, edge, shape: np.zeros(shape, np.int8))
 
 
 # ---- faults of the rules --------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ have carried does not matter, and the pruned model must agree with this one on e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, numpy_helper
@@ -16,15 +18,19 @@ from onnxprune.channels import Axes, ChannelMap
 from onnxprune.graph import Edge, constant_of
 from onnxprune.quantised import spread
 
-__all__ = ["masked_reference"]
+__all__ = ["masked_reference", "with_constants", "zeros"]
 
 
 def masked_reference(channel_map: ChannelMap, keep: NDArray[np.bool_]) -> ModelProto:
     """The model with stored constants set to zero at channels whose group is not kept (bool [groups])."""
     changed = {name: tensor for name in _masked_names(channel_map) if (tensor := _masked(channel_map, keep, name))}
-    source = channel_map.graph.model
+    return restore(with_constants(channel_map.graph.model, changed))
+
+
+def with_constants(model: ModelProto, changed: Mapping[str, TensorProto]) -> ModelProto:
+    """A copy of the model with other numbers in these constants, initializers or Constant nodes."""
     result = ModelProto()
-    result.CopyFrom(source)
+    result.CopyFrom(model)
     for i, tensor in enumerate(result.graph.initializer):
         if tensor.name in changed:
             result.graph.initializer[i].CopyFrom(changed[tensor.name])
@@ -34,7 +40,7 @@ def masked_reference(channel_map: ChannelMap, keep: NDArray[np.bool_]) -> ModelP
             held.Clear()
             held.name, held.type = "value", held.TENSOR
             held.t.CopyFrom(changed[node.output[0]])
-    return restore(result)
+    return result
 
 
 def _masked_names(channel_map: ChannelMap) -> list[str]:
@@ -57,7 +63,7 @@ def _masked(channel_map: ChannelMap, keep: NDArray[np.bool_], name: str) -> Tens
     values = np.array(channel_map.graph.values(name))
     for edge, axis, gone in cuts:
         index = (slice(None),) * axis + (gone,)
-        values[index] = _zero(channel_map, edge, values.shape)[index]
+        values[index] = zeros(channel_map, edge, values.shape)[index]
     return numpy_helper.from_array(values, name)
 
 
@@ -65,7 +71,7 @@ def _axes(channel_map: ChannelMap, edge: Edge) -> Axes:
     return channel_map.uses.get(edge, ())
 
 
-def _zero(channel_map: ChannelMap, edge: Edge, shape: tuple[int, ...]) -> NDArray[np.generic]:
+def zeros(channel_map: ChannelMap, edge: Edge, shape: tuple[int, ...]) -> NDArray[np.generic]:
     """Zero in the shape of a constant, which for a quantised weight is its zero point."""
     node, point = channel_map.graph.nodes[edge[0]], channel_map.masked[edge]
     held = channel_map.graph.values(point) if point else np.zeros((), np.int8)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from itertools import product
 from math import ceil
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +28,10 @@ from onnxprune.graph import attribute
 from onnxprune.ops.recurrent import GATES
 from onnxprune.quantised import real_values
 
-__all__ = ["FloatArray", "frobenius_block", "operator_block", "operator_norms", "slices"]
+__all__ = ["FloatArray", "frobenius_block", "laid_out", "operator_block", "operator_norms", "slices"]
 
 FloatArray = NDArray[np.floating]
+Number = TypeVar("Number", bound=np.generic)
 
 _CHUNK = 1 << 22  # numbers in a block of transformed slices: bounds the memory, and is enough work for a BLAS call
 
@@ -38,8 +40,11 @@ def slices(channel_map: ChannelMap, c: Contraction) -> FloatArray:
     """The weight as [out, in per group, kernel elements…], whatever the operator's layout."""
     stored = real_values(channel_map.graph, c.node, c.weight)
     exact = stored.dtype in (np.float32, np.float64)
-    values: FloatArray = np.asarray(stored if exact else stored.astype(np.float32))
-    operator = channel_map.graph.nodes[c.node].op_type
+    return laid_out(np.asarray(stored if exact else stored.astype(np.float32)), channel_map.graph.nodes[c.node].op_type, c)
+
+
+def laid_out(values: NDArray[Number], operator: str, c: Contraction) -> NDArray[Number]:
+    """An array of the weight's shape as [out, in per group, kernel elements…]."""
     if operator in GATES:  # [directions, gates·hidden, in] → [hidden, in, gates, directions]
         gates = values.reshape(len(values), GATES[operator], -1, values.shape[2])
         return gates.transpose(2, 3, 1, 0)

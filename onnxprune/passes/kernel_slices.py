@@ -1,0 +1,171 @@
+"""Kernel slices as things that may be removed: which there are, where their numbers are stored, and without which.
+
+An *edge mask* says for every contraction which kernel slices stay, bool [out, in per group]. A slice may be chosen
+where its numbers are a stored constant that only contractions read, all in the same layout; a constant that several
+nodes read has one mask for all of them. Slices of other weights, and of layers that are left alone, always stay.
+
+Zeroing slices leaves every shape as it is, so the result (the masked reference) is the original network with some
+connections cut, and removing what is dead in it is lossless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+
+from onnxprune.channels import ChannelMap, Contraction
+from onnxprune.graph import Edge, Graph, attribute, node_name
+from onnxprune.passes.fold import nonzero_slices
+from onnxprune.passes.masked import with_constants, zeros
+from onnxprune.passes.norms import laid_out
+
+__all__ = ["BoolArray", "EdgeMask", "Kernels", "StoredKernels", "cut_kernels", "kernels_of"]
+
+BoolArray = NDArray[np.bool_]
+EdgeMask = Mapping[int, BoolArray]
+"""Node of a contraction → which kernel slices stay, bool [out, in per group]."""
+
+_RESHAPING = frozenset(("Flatten", "Reshape", "Squeeze", "Unsqueeze"))
+_FOLLOWED = frozenset((*_RESHAPING, "Cast", "DequantizeLinear", "Identity", "Transpose"))
+
+
+@dataclass(frozen=True)
+class StoredKernels:
+    """A stored constant that holds the kernels of one contraction or, shared, of several alike.
+
+    ``way``: the uses from the first contraction's weight input back to the constant.
+    """
+
+    name: str
+    contractions: tuple[Contraction, ...]
+    way: tuple[Edge, ...]
+
+    @property
+    def node(self) -> int:
+        """The contraction whose mask speaks for all that share the constant."""
+        return self.contractions[0].node
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        return tuple(c.node for c in self.contractions)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """``nonzero``: which slices are not all zero. ``free``: the stored constants whose slices may be chosen."""
+
+    channel_map: ChannelMap
+    nonzero: EdgeMask
+    free: tuple[StoredKernels, ...]
+
+    @cached_property
+    def fixed(self) -> int:
+        """How many non-zero slices always stay."""
+        chosen = {node for held in self.free for node in held.nodes}
+        return sum(int(np.count_nonzero(block)) for node, block in self.nonzero.items() if node not in chosen)
+
+    @cached_property
+    def total(self) -> int:
+        """How many slices are not zero; those of a shared constant count once for every node that reads it."""
+        return self.count(self.nonzero)
+
+    def count(self, mask: EdgeMask) -> int:
+        """How many non-zero slices stay."""
+        return sum(int(np.count_nonzero(block & mask[node])) for node, block in self.nonzero.items())
+
+    def mask(self, chosen: Mapping[int, BoolArray]) -> dict[int, BoolArray]:
+        """The edge mask of a choice: ``StoredKernels.node`` → bool [out, in per group]; zero slices never stay."""
+        found = dict(self.nonzero)
+        for held in self.free:
+            for node in held.nodes:
+                found[node] = self.nonzero[node] & chosen[held.node]
+        return found
+
+
+def kernels_of(channel_map: ChannelMap, left_alone: Collection[str] = ()) -> Kernels:
+    """The kernel slices of a model. ``left_alone``: names of nodes and tensors whose layers keep all of theirs."""
+    return Kernels(channel_map, nonzero_slices(channel_map), _stored(channel_map, left_alone))
+
+
+def _stored(channel_map: ChannelMap, left_alone: Collection[str]) -> tuple[StoredKernels, ...]:
+    graph = channel_map.graph
+    by_name: dict[str, list[tuple[Contraction, list[Edge]]]] = {}
+    for c in channel_map.contractions:
+        way = _way(channel_map, c)
+        if way and not _is_left_alone(graph, c, left_alone):
+            by_name.setdefault(graph.nodes[way[-1][0]].input[way[-1][1]], []).append((c, way))
+    found = (_stored_as(channel_map, name, held) for name, held in by_name.items())
+    return tuple(held for held in found if held is not None)
+
+
+def _is_left_alone(graph: Graph, c: Contraction, names: Collection[str]) -> bool:
+    node = graph.nodes[c.node]
+    return any(name in names for name in (node.name, node_name(node), node.input[c.weight], *node.output) if name)
+
+
+def _way(channel_map: ChannelMap, c: Contraction) -> list[Edge]:
+    """The uses from a contraction's weight input back to the stored constant; none where its layout is lost."""
+    graph, way = channel_map.graph, [(c.node, c.weight)]
+    while (name := graph.nodes[way[-1][0]].input[way[-1][1]]) not in graph.constants:
+        maker = graph.producer.get(name)
+        if maker is None or not (graph.nodes[maker].op_type in _FOLLOWED and name in channel_map.shapes.of):
+            return []
+        way.append((maker, 0))
+    return way
+
+
+def _stored_as(channel_map: ChannelMap, name: str,
+               held: list[tuple[Contraction, list[Edge]]]) -> StoredKernels | None:  # fmt: skip
+    """None where somebody else reads the constant, or the readers lay it out differently."""
+    (first, way), *others = held
+    if way[-1] not in channel_map.masked or not _only_read_by(channel_map.graph, {use for _, w in held for use in w}):
+        return None
+    if any(not np.array_equal(_places(channel_map, c, w), _places(channel_map, first, way)) for c, w in others):
+        return None
+    return StoredKernels(name, tuple(c for c, _ in held), tuple(way))
+
+
+def _only_read_by(graph: Graph, uses: set[Edge]) -> bool:
+    """Whether these are all uses of the tensors they read."""
+    read = {graph.nodes[index].input[k] for index, k in uses}
+    elsewhere = graph.captured | set(graph.outputs)
+    return not read & elsewhere and all(set(graph.consumers[name]) <= uses for name in read)
+
+
+def _places(channel_map: ChannelMap, c: Contraction, way: Sequence[Edge]) -> NDArray[np.int64]:
+    """The flat index in the stored constant of every kernel element, [out, in per group, elements]."""
+    graph = channel_map.graph
+    dims = tuple(graph.constants[graph.nodes[way[-1][0]].input[way[-1][1]]].dims)
+    places = np.arange(np.prod(dims, dtype=np.int64)).reshape(dims)
+    for index, _ in reversed(way[1:]):
+        node = graph.nodes[index]
+        if node.op_type == "Transpose":
+            order = attribute(node, "perm")
+            places = places.transpose(order if isinstance(order, list) else None)
+        elif node.op_type in _RESHAPING:
+            places = places.reshape(channel_map.shapes.of[node.output[0]])
+    found = laid_out(places, graph.nodes[c.node].op_type, c)
+    return found.reshape(*found.shape[:2], -1)
+
+
+def cut_kernels(kernels: Kernels, mask: EdgeMask) -> ChannelMap:
+    """The masked reference: the model with the slices that do not stay set to zero, under the same channel map."""
+    changed: dict[str, TensorProto] = {}
+    for held in kernels.free:
+        gone = kernels.nonzero[held.node] & ~mask[held.node]
+        if np.any(gone):
+            changed[held.name] = _without(kernels.channel_map, held, gone)
+    graph = kernels.channel_map.graph
+    return replace(kernels.channel_map, graph=Graph(with_constants(graph.model, changed), graph.folder))
+
+
+def _without(channel_map: ChannelMap, held: StoredKernels, gone: BoolArray) -> TensorProto:
+    values = np.array(channel_map.graph.values(held.name))
+    places = _places(channel_map, held.contractions[0], held.way)[gone].ravel()
+    values.reshape(-1)[places] = zeros(channel_map, held.way[-1], values.shape).reshape(-1)[places]
+    return numpy_helper.from_array(values, held.name)
