@@ -44,6 +44,9 @@ CONTRACTIONS = [
     image("QLinearConv channels last", f"{Q} h = Transpose<perm=[0,2,3,1]>(q) r = {MS}.QLinearConv<channels_last=1>"
           "(h, s, o, k, e, n, t, p) g = DequantizeLinear(r, t, p) z = Transpose<perm=[0,3,1,2]>(g)", 14, 6,
           k=int8(6, 8, 2, 2), e=EACH, n=number(0, np.int8), **NUMBERS),
+    image("QLinearConv channels last depthwise", f"{Q} h = Transpose<perm=[0,2,3,1]>(q) r = {MS}.QLinearConv<group=8, "
+          "channels_last=1>(h, s, o, k, s, o, t, p) g = DequantizeLinear(r, t, p) z = Transpose<perm=[0,3,1,2]>(g)", 8,
+          k=uint8(8, 1, 2, 2), **NUMBERS),
     image("ConvInteger", f"{Q} r = ConvInteger<pads=[1,1,1,1]>(q, k, o, n) z = Cast<to=1>(r)", 14, 6,
           k=uint8(6, 8, 3, 3), n=number(101, np.uint8), **NUMBERS),
     image("QLinearConv computed", f"{Q} r = QLinearConv(q, s, o, q, s, o, t, p) {F}", 0, 2, "computed at run time",

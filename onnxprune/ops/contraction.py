@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from onnxprune.editing import NodeEditor
 
 __all__ = ["FLOAT", "Slots", "conv", "conv_transpose", "gemm", "matmul", "resize_groups"]
 
+_T = TypeVar("_T")
 _COMPUTED = "its weight is computed at run time"
 
 
@@ -154,25 +156,26 @@ def _finish(ctx: NodeContext, slots: Slots, x: Axes, inputs: Ids | None, outputs
 def resize_groups(edit: NodeEditor) -> None:
     """The group count is the number of convolution groups that still have an input channel."""
     count = int(edit.node.attrs.get("group", 1))
-    inputs = edit.axes(0)[1]
+    inputs = edit.axes(0)[-1 if edit.node.attrs.get("channels_last", 0) else 1]
     if count > 1 and inputs is not None:
         edit.node.attrs["group"] = int(edit.kept(inputs).reshape(count, -1).any(axis=1).sum())
 
 
-def matmul(ctx: NodeContext, operands: tuple[int, int] = (0, 1)) -> list[Axes]:
+def matmul(ctx: NodeContext, operands: tuple[int, int] = (0, 1),
+           flips: tuple[bool, bool] = (False, False)) -> list[Axes]:  # fmt: skip
     """a […, I, K] · b […, K, J] → y […, I, J]; https://onnx.ai/onnx/operators/onnx__MatMul.html
 
-    ``operands``: the inputs that are a and b.
+    ``operands``: the inputs that are a and b. ``flips``: whether each comes with its last two axes swapped.
     """
-    a_shape, b_shape = (ctx.shape(k) for k in operands)
-    if len(a_shape) < 2 or len(b_shape) < 2:
+    if any(len(ctx.shape(k)) < 2 for k in operands):
         return ctx.freeze_all("a product with a vector")
-    a, b = (ctx.axes(k) for k in operands)
+    a_shape, b_shape = (_flipped(ctx.shape(k), flip) for k, flip in zip(operands, flips, strict=True))
+    a, b = (_flipped(ctx.axes(k), flip) for k, flip in zip(operands, flips, strict=True))
     side = next((i for i in (1, 0) if ctx.is_constant(operands[i])), None)
     contracted = _contracted(ctx, operands, a[-1], b[-2], side)
     batch = _batch(ctx, a, b, a_shape, b_shape)
     rows, columns = a[-2], b[-1]
-    _edges(ctx, operands, side, a, b)
+    _edges(ctx, operands, flips, side, a, b)
     ctx.need(columns if side == 1 else rows if side == 0 else None, contracted)
     out = ctx.out_shape()
     ctx.macs(1.0, (contracted, a_shape[-1]), (rows, a_shape[-2]), (columns, b_shape[-1]),
@@ -221,13 +224,20 @@ def _batch(ctx: NodeContext, a: Axes, b: Axes, a_shape: tuple[int, ...], b_shape
     return tuple(batch)
 
 
-def _edges(ctx: NodeContext, operands: tuple[int, int], side: int | None, a: Axes, b: Axes) -> None:
+def _flipped(axes: tuple[_T, ...], flip: bool) -> tuple[_T, ...]:
+    return (*axes[:-2], axes[-1], axes[-2]) if flip else axes
+
+
+def _edges(ctx: NodeContext, operands: tuple[int, int], flips: tuple[bool, bool], side: int | None, a: Axes,
+           b: Axes) -> None:  # fmt: skip
     """``side``: which of the operands is the weight."""
     if side is None:
         return
     axes = (a, b)[side]
     contracted, free = (-2, -1) if side == 1 else (-1, -2)
     inputs, outputs = axes[contracted], axes[free]
+    if flips[side]:
+        contracted, free = free, contracted
     if inputs is not None and outputs is not None:
         rank = len(axes)
         ctx.contraction(data=operands[1 - side], weight=operands[side], bias=None, in_axis=rank + contracted,

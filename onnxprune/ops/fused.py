@@ -40,9 +40,9 @@ def fused_gemm(ctx: NodeContext) -> list[Axes]:
 
 def fused_matmul(ctx: NodeContext) -> list[Axes]:
     """α·a'·b', transposed on request."""
-    if any(ctx.integer(name, 0) for name in ("transA", "transB", "transBatchA", "transBatchB")):
-        return ctx.freeze_all("a transposed FusedMatMul is not understood")
-    return matmul(ctx)
+    if any(ctx.integer(name, 0) for name in ("transBatchA", "transBatchB")):
+        return ctx.freeze_all("a FusedMatMul that transposes batches is not understood")
+    return matmul(ctx, flips=(bool(ctx.integer("transA", 0)), bool(ctx.integer("transB", 0))))
 
 
 def bias_gelu(ctx: NodeContext) -> list[Axes]:

@@ -26,6 +26,7 @@ __all__ = [
     "group_normalization",
     "instance_normalization",
     "log_reduce",
+    "lp_normalization",
     "max_pool",
     "max_reduce",
     "mean_reduce",
@@ -246,6 +247,18 @@ def instance_normalization(ctx: NodeContext) -> list[Axes]:
         axes[1] = ctx.unify(axes[1], ctx.axes(k)[0])
     zeros = [ctx.mask_where_possible(k) for k in (1, 2)]
     return _pass(ctx, tuple(axes), axes[0] is None and all(zeros))
+
+
+def lp_normalization(ctx: NodeContext) -> list[Axes]:
+    """x over its norm along an axis: exact without channels that are zero.
+
+    https://onnx.ai/onnx/operators/onnx__LpNormalization.html
+    """
+    if not ctx.zeroed(0):
+        return take_axis(-1, keeps_axis=True)(ctx)
+    axes = ctx.axes(0)
+    ctx.need(None, axes[ctx.axis("axis", -1, len(axes))])
+    return _pass(ctx, axes, True)
 
 
 def group_normalization(ctx: NodeContext) -> list[Axes]:

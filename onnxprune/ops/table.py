@@ -22,12 +22,14 @@ from onnxprune.ops import control
 from onnxprune.ops import cutting as x
 from onnxprune.ops import elementwise as e
 from onnxprune.ops import fused as f
+from onnxprune.ops import indexing as p
 from onnxprune.ops import integer as i
 from onnxprune.ops import layer_norm as n
 from onnxprune.ops import movement as m
 from onnxprune.ops import quantization as q
 from onnxprune.ops import reduction as r
 from onnxprune.ops import reshape as s
+from onnxprune.ops import sampling as g
 from onnxprune.ops.einsum import einsum
 from onnxprune.ops.recurrent import recurrent, resize_hidden
 from onnxprune.ops.rotary import resize_rotary, rotary
@@ -87,6 +89,7 @@ RULES: dict[str, Rule] = {
     **_rows("MatMul", c.matmul),
     **_rows("com.microsoft.FusedConv", f.fused_conv, c.resize_groups),
     **_rows("com.microsoft.FusedMatMul", f.fused_matmul),
+    **_rows("DeformConv", g.deform_conv, c.resize_groups),
     **_rows("com.microsoft.FusedGemm", f.fused_gemm),
     **_rows("com.microsoft.BiasGelu com.microsoft.FastGelu", f.bias_gelu),
     **_rows("Einsum", einsum),
@@ -119,7 +122,24 @@ RULES: dict[str, Rule] = {
     **_rows("MaxPool", r.max_pool),
     **_rows("Crop Upsample", r.resample),
     **_rows("Resize", r.resample, r.resize_resample),
+    # at other places
+    **_rows("CenterCropPad", g.crop_or_pad),
+    **_rows("Col2Im", g.col2im),
+    **_rows("GridSample", g.grid_sample),
+    **_rows("MaxRoiPool RoiAlign", g.region_pool),
+    **_rows("MaxUnpool", g.max_unpool),
+    **_rows("GatherElements", p.gather_elements),
+    **_rows("GatherND", p.gather_nd),
+    **_rows("ScatterElements", p.scatter_elements),
+    **_rows("ScatterND", p.scatter_nd),
+    **_rows("ReverseSequence", p.reverse_sequence),
+    **_rows("Trilu", p.trilu),
+    **_rows("Bernoulli RandomNormalLike RandomUniformLike", p.frozen("random numbers follow each other")),
+    **_rows("DFT STFT", p.frozen("a transform of a signal")),
+    **_rows("EyeLike", p.frozen("its size is that of a matrix")),
+    **_rows("OneHot", p.frozen("indices become channels")),
     # across an axis
+    **_rows("CumSum", p.along_axis),
     **_rows("ReduceMin ReduceProd", r.reduce),
     **_rows("ReduceMax", r.max_reduce),
     **_rows("ReduceMean", r.mean_reduce, r.resize_mean),
@@ -127,13 +147,15 @@ RULES: dict[str, Rule] = {
     **_rows("ReduceL1 ReduceL2 ReduceSum ReduceSumSquare", r.sum_reduce),
     **_rows("Hardmax LogSoftmax Softmax", r.softmax),
     **_rows("ArgMax ArgMin", r.take_axis(0, keeps_axis=False)),
-    **_rows("LpNormalization TopK", r.take_axis(-1, keeps_axis=True)),
+    **_rows("TopK", r.take_axis(-1, keeps_axis=True)),
+    **_rows("LpNormalization", r.lp_normalization),
     **_rows("LRN", r.take_axis(1, keeps_axis=True)),
     # normalisations
     **_rows("LayerNormalization com.microsoft.SkipLayerNormalization", n.layer_normalization),
     **_rows("RMSNormalization SimplifiedLayerNormalization com.microsoft.SkipSimplifiedLayerNormalization",
             n.rms_normalization, n.resize_rms_normalization),
     **_rows("com.microsoft.EmbedLayerNormalization", n.embed_layer_normalization),
+    **_rows("MeanVarianceNormalization", p.frozen("divides by the deviation of a channel, which may be 0")),
     **_rows("InstanceNormalization", r.instance_normalization),
     **_rows("GroupNormalization", r.group_normalization, r.resize_group_normalization),
     # quantisation
