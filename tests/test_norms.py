@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxprune.channels import Contraction
 from onnxprune.graph import Graph
 from onnxprune.ops import build_map
-from onnxprune.passes.norms import error_bound, frobenius_block, operator_block, operator_norms, slices
+from onnxprune.passes.norms import NORMS, error_bound, frobenius_block, operator_block, operator_norms, slices
 
 Floats = NDArray[np.float64]
 
@@ -188,3 +188,78 @@ def test_frobenius_norm_is_numpys() -> None:
 def test_the_operator_norm_of_a_matrix_entry_is_its_magnitude() -> None:
     w = random(6, 4).astype(np.float32)
     assert np.array_equal(operator_block(*only_contraction(f"{VECTOR} {{ y = MatMul(x, w) }}", w=w)), np.abs(w.T))
+
+
+# ---- against matrices and loops that spell out the definition -------------------------------------------------------
+
+
+def matrix_of(kernel: Floats, stride: int, dilation: int, outputs: int = 60) -> Floats:
+    """The convolution of a 1-D signal of one channel, as a matrix."""
+    rows = np.zeros((outputs, stride * (outputs - 1) + dilation * (len(kernel) - 1) + 1))
+    for i, row in enumerate(rows):
+        row[i * stride : i * stride + dilation * (len(kernel) - 1) + 1 : dilation] = kernel
+    return rows
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 3])
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+def test_stride_and_dilation_together_give_the_norm_of_the_matrix(stride: int, dilation: int) -> None:
+    w = random(3, 2, 5, seed=stride)
+    found = operator_norms(w, [stride], dilations=[dilation])
+    for kernel, norm in zip(w.reshape(-1, 5), found.ravel(), strict=True):
+        exact = float(np.linalg.norm(matrix_of(kernel, stride, dilation, 400), 2))
+        assert norm == pytest.approx(exact, rel=PRECISE)
+
+
+def test_a_transposed_convolution_has_the_norm_of_its_matrix() -> None:
+    w = random(2, 3, 4, 4, seed=5).astype(np.float32)
+    text = "(float[1,2,9,9] x) => (float[A,B,C,D] y) { y = ConvTranspose<strides=[2,3]>(x, w) }"
+    found = operator_block(*only_contraction(text, w=w))
+    assert found.shape == (3, 2)
+    for out, i in product(range(3), range(2)):
+        rows = np.zeros((14 * 14, 14 * 2 + 2, 14 * 3 + 1))
+        for row, (a, b) in enumerate(product(range(14), range(14))):
+            rows[row, 2 * a : 2 * a + 4, 3 * b : 3 * b + 4] = w[i, out]
+        exact = float(np.linalg.norm(rows.reshape(len(rows), -1), 2))
+        assert found[out, i] == pytest.approx(exact, rel=3 * PRECISE)
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [((3, 3), 1), ((3, 3), 2), ((3, 3), 5), ((5, 2), 6), ((7,), 4)])
+def test_a_grid_is_that_of_the_transform(kernel: tuple[int, ...], dilation: int) -> None:
+    w = random(4, 3, *kernel)
+    wide = np.zeros((4, 3, *(dilation * (k - 1) + 1 for k in kernel)))
+    wide[(slice(None), slice(None), *(slice(None, None, dilation) for _ in kernel))] = w
+    axes = tuple(range(2, w.ndim))
+    for grid in (32, 128):
+        exact = np.abs(np.fft.fftn(wide, (grid,) * len(kernel), axes)).max(axis=axes)
+        found = operator_norms(w, None, grid, [dilation] * len(kernel))
+        np.testing.assert_allclose(found, exact, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 3, 3), (4, 6, 5, 2)])
+def test_other_norms_are_numpys(shape: tuple[int, ...]) -> None:
+    w = random(*shape).astype(np.float32)
+    held = only_contraction(f"{IMAGE} {{ y = Conv(x, w) }}", w=w)
+    for name, exact in (("l1", np.abs(w).sum(axis=(2, 3))), ("l2", np.sqrt((w**2).sum(axis=(2, 3)))),
+                        ("nuclear", np.linalg.norm(w, "nuc", axis=(2, 3)))):  # fmt: skip
+        np.testing.assert_allclose(NORMS[name](*held), exact, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_the_norm_of_a_number_is_its_magnitude(name: str) -> None:
+    w = random(6, 4).astype(np.float32)
+    held = only_contraction(f"{VECTOR} {{ y = MatMul(x, w) }}", w=w)
+    np.testing.assert_allclose(NORMS[name](*held), np.abs(w.T), rtol=1e-6)
+
+
+def test_the_nuclear_norm_of_a_vector_is_its_length() -> None:
+    w = random(4, 6, 5).astype(np.float32)
+    held = only_contraction("(float[1,6,9] x) => (float[A,B,C] y) { y = Conv(x, w) }", w=w)
+    np.testing.assert_allclose(NORMS["nuclear"](*held), np.linalg.norm(w, axis=2), rtol=1e-5)
+
+
+def test_the_nuclear_norm_of_a_volume_unfolds_its_first_axis() -> None:
+    w = random(2, 3, 3, 2, 2).astype(np.float32)
+    held = only_contraction("(float[1,3,9,9,9] x) => (float[A,B,C,D,E] y) { y = Conv(x, w) }", w=w)
+    exact = [[np.linalg.norm(held.reshape(3, 4), "nuc") for held in row] for row in w]
+    np.testing.assert_allclose(NORMS["nuclear"](*held), exact, rtol=1e-5)

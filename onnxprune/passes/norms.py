@@ -2,8 +2,10 @@
 
 A kernel slice is a convolution from one channel to another, and its operator norm is the largest magnitude of its
 Fourier transform, max over ω of |Σₓ w[x]·e^(−iωx)| (Schoonhoven et al. 2020, section 3.1). A stride s keeps every s-th
-sample, so the slice splits into its s phases (polyphase components) ŵₚ, and the norm is max √Σₚ|ŵₚ|². Dilation only
-rescales the frequencies and leaves the maximum as it is; a 1×1 kernel or a matrix entry has norm |w|.
+sample, so the slice splits into its s phases (polyphase components) ŵₚ, and the norm is max √Σₚ|ŵₚ|². Taps that are d
+apart (dilation) fall into s/gcd(s, d) phases only; otherwise dilation rescales the frequencies and leaves the maximum
+over all of them as it is. A transposed convolution is the adjoint of one with the same kernel and stride, and has the
+same norm. A 1×1 kernel or a matrix entry has norm |w|.
 
 The squared magnitude is a cosine series in the slice's autocorrelation r, so that no complex numbers are needed:
 
@@ -16,8 +18,9 @@ at once, as the product of their autocorrelations with the (small) cosine matrix
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
-from math import ceil
+from math import ceil, gcd
 from typing import TypeVar
 
 import numpy as np
@@ -28,7 +31,8 @@ from onnxprune.graph import attribute
 from onnxprune.ops.recurrent import GATES
 from onnxprune.quantised import real_values
 
-__all__ = ["FloatArray", "frobenius_block", "laid_out", "operator_block", "operator_norms", "slices"]
+__all__ = ["NORMS", "FloatArray", "frobenius_block", "l1_block", "laid_out", "nuclear_block", "operator_block",
+           "operator_norms", "slices"]  # fmt: skip
 
 FloatArray = NDArray[np.floating]
 Number = TypeVar("Number", bound=np.generic)
@@ -68,31 +72,61 @@ def frobenius_block(channel_map: ChannelMap, c: Contraction) -> FloatArray:
     return np.asarray(np.sqrt(np.einsum("oik,oik->oi", flat, flat)))
 
 
-def operator_block(channel_map: ChannelMap, c: Contraction) -> FloatArray:
-    """Operator norm of every kernel slice, [out, in per group]."""
+def l1_block(channel_map: ChannelMap, c: Contraction) -> FloatArray:
+    """Sum of the magnitudes of every kernel slice, [out, in per group]."""
+    w = slices(channel_map, c)
+    return np.asarray(np.abs(w).reshape(*w.shape[:2], -1).sum(axis=2))
+
+
+def nuclear_block(channel_map: ChannelMap, c: Contraction) -> FloatArray:
+    """Sum of the singular values of every kernel slice, seen as a matrix of its first spatial axis by all others.
+
+    A slice of one axis is a vector, whose nuclear norm is its L2 norm.
+    """
+    w = slices(channel_map, c)
+    if w.ndim < 4:
+        return frobenius_block(channel_map, c)
+    return np.asarray(np.linalg.svd(w.reshape(*w.shape[:3], -1), compute_uv=False).sum(axis=-1))
+
+
+def operator_block(channel_map: ChannelMap, c: Contraction, grid: int | None = None) -> FloatArray:
+    """Operator norm of every kernel slice, [out, in per group]; ``grid``: see ``operator_norms``."""
     node = channel_map.graph.nodes[c.node]
     w = slices(channel_map, c)
     if w.ndim == 2:
         return np.abs(w)
     if "Conv" not in node.op_type:  # a matrix for each gate or each index of a further axis
         return np.asarray(np.abs(w).max(axis=tuple(range(2, w.ndim))))
-    strides = attribute(node, "strides")
-    return operator_norms(w, strides if isinstance(strides, list) else None)
+    strides, dilations = (attribute(node, name) for name in ("strides", "dilations"))
+    return operator_norms(
+        w,
+        strides if isinstance(strides, list) else None,
+        grid,
+        dilations if isinstance(dilations, list) else None,
+    )
 
 
-def operator_norms(w: FloatArray, strides: list[int] | None = None, grid: int | None = None) -> FloatArray:
-    """Operator norms of kernel slices w [out, in, k…]; ``grid`` points per axis (default: error below 1 %)."""
+def operator_norms(w: FloatArray, strides: list[int] | None = None, grid: int | None = None,
+                   dilations: list[int] | None = None) -> FloatArray:  # fmt: skip
+    """Operator norms of kernel slices w [out, in, k…], without the zeros that a dilation puts between its elements.
+
+    ``grid``: the maximum is that over the points of a discrete Fourier transform of so many points per axis, as if
+    the (dilated) slice were padded with zeros; by default as many as keep the error below 1 %.
+    """
     kernel = w.shape[2:]
     if all(k == 1 for k in kernel):
         return np.abs(w.reshape(w.shape[:2]))
-    steps = strides or [1] * len(kernel)
+    apart = dilations or [1] * len(kernel)
+    steps = [s // gcd(s, d) for s, d in zip(strides or [1] * len(kernel), apart, strict=True)]
     extents = tuple(ceil(k / s) for k, s in zip(kernel, steps, strict=True))
     lags = _lags(extents)
     correlation = np.zeros((len(lags), w.shape[0] * w.shape[1]), w.dtype)
     for phase in product(*(range(min(s, k)) for s, k in zip(steps, kernel, strict=True))):
         part = w[(slice(None), slice(None), *(slice(p, None, s) for p, s in zip(phase, steps, strict=True)))]
         _add_autocorrelation(correlation, part.reshape(-1, *part.shape[2:]), lags)
-    energy = _largest(correlation, _cosines(extents, lags, grid).astype(w.dtype))
+    # How many samples of the output apart the elements of a phase are.
+    spread = [d // gcd(s, d) for s, d in zip(strides or [1] * len(kernel), apart, strict=True)]
+    energy = _largest(correlation, _cosines(extents, lags, grid, spread).astype(w.dtype))
     return np.sqrt(np.maximum(energy, 0)).reshape(w.shape[:2])
 
 
@@ -113,9 +147,13 @@ def _add_autocorrelation(total: FloatArray, rows: FloatArray, lags: list[tuple[i
         total[i] += pair.reshape(len(rows), -1).sum(axis=1) * (2 if any(lag) else 1)
 
 
-def _cosines(extents: tuple[int, ...], lags: list[tuple[int, ...]], grid: int | None) -> FloatArray:
-    """cos(ω·d) for every lag d and grid point ω, [lags, points]; half the grid suffices, as the cosine is even."""
-    points = [grid or max(1, 16 * (k - 1)) for k in extents]
+def _cosines(extents: tuple[int, ...], lags: list[tuple[int, ...]], grid: int | None, spread: list[int]) -> FloatArray:
+    """cos(ω·d) for every lag d and grid point ω, [lags, points]; half the grid suffices, as the cosine is even.
+
+    On a grid that is asked for, elements ``spread`` apart see every ``spread``-th frequency: n/gcd(n, spread) of them.
+    """
+    given = [(grid or 1) // gcd(grid or 1, apart) for apart in spread]
+    points = [n if grid else max(1, 16 * (k - 1)) for n, k in zip(given, extents, strict=True)]
     axes = [np.arange(n // 2 + 1 if a == 0 else n) / n for a, n in enumerate(points)]
     mesh = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(extents))
     return np.asarray(np.cos(2 * np.pi * np.array(lags, np.float64) @ mesh.T))
@@ -136,3 +174,13 @@ def _largest(correlation: FloatArray, cosines: FloatArray) -> FloatArray:
 def error_bound(kernel: tuple[int, ...], points: list[int]) -> float:
     """Largest relative underestimate of ``operator_norms`` on a grid of ``points`` per axis."""
     return 1 - float(np.prod([np.cos(np.pi * (k - 1) / (2 * n)) for k, n in zip(kernel, points, strict=True)]))
+
+
+NORMS: dict[str, Callable[[ChannelMap, Contraction], FloatArray]] = {
+    "operator": operator_block,
+    "l1": l1_block,
+    "l2": frobenius_block,
+    "frobenius": frobenius_block,
+    "nuclear": nuclear_block,
+}
+"""Name → norms of all kernel slices of a contraction, [out, in per group]. L2 and Frobenius are the same number."""
