@@ -38,7 +38,7 @@ from onnxprune.passes.kernel_scores import KERNEL_METHODS
 from onnxprune.passes.kernel_slices import EdgeMask, Kernels, cut_kernels, kernels_of
 from onnxprune.passes.latency import Target
 from onnxprune.passes.masked import masked_reference
-from onnxprune.passes.narrow import Narrowed, Restructure, idle_inputs, narrow
+from onnxprune.passes.narrow import Narrowed, Restructure, can_narrow, narrow
 from onnxprune.passes.rewrite import rewrite
 from onnxprune.passes.scores import METHODS
 from onnxprune.passes.select import reachable, round_up, select
@@ -122,6 +122,7 @@ class Result:
     after, layer by layer. ``census``: what is frozen, by cause. ``renormalised``: normalisations computed over fewer
     channels. ``cut``: at kernel granularity, the original with kernel slices set to zero.
     ``narrowed``: output of a layer → how many channels it reads, where that are fewer than there are.
+    ``blocks``: output of a layer → of how many smaller ones it consists now.
     ``verification``: pruned against its reference, None if not asked for. ``seconds``: time by step.
     ``unpruned``: the model as it came. ``final``: the channel map of the pruned model, where layers were narrowed.
     """
@@ -142,6 +143,7 @@ class Result:
     source: LoadedModel | None = field(default=None, repr=False)
     verification: Verification | None = None
     narrowed: Mapping[str, int] = field(default_factory=dict)
+    blocks: Mapping[str, int] = field(default_factory=dict)
     final: ChannelMap | None = field(default=None, repr=False)
 
     @property
@@ -279,6 +281,7 @@ def prune(
         cut=None if whole is original else restore(whole.graph.model),
         source=source,
         narrowed=narrowed.consumers,
+        blocks=narrowed.blocks,
         final=final,
     )
     if not check:
@@ -465,13 +468,13 @@ def _narrowed(
     original: ChannelMap,
 ) -> tuple[Narrowed, ChannelMap | None]:
     """The pruned model with layers that read only what they use, and its channel map; None where it stays as it is."""
-    if options.restructure == "never" or not idle_inputs(channel_map, nonzero, keep):
-        return Narrowed(pruned, {}), None
+    if options.restructure == "never" or not can_narrow(channel_map, nonzero, keep):
+        return Narrowed(pruned), None
     before = build_map(Graph(pruned, original.graph.folder))
     pinned = _matching(original.graph, options.keep)
     target = Target(block=convolution_block(options.provider))
     found = narrow(before, nonzero_slices(before), options.restructure, pinned, target)
-    return found, build_map(Graph(laid_out(found.model), original.graph.folder)) if found.consumers else None
+    return found, build_map(Graph(laid_out(found.model), original.graph.folder)) if found.changed else None
 
 
 def _copied(model: ModelProto) -> ModelProto:

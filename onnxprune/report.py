@@ -10,7 +10,7 @@ Schema, version 1 (numbers are plain; absent things are null):
 - ``layers``: name, operator, weight, channels before and after, groups, what froze them
 - ``frozen``: operator, node, reason, weights; ``prunable_weights``
 - ``renormalised``: normalisations computed over fewer channels; ``seconds``: time by step
-- ``narrowed``: how many layers read only a part of the channels there are
+- ``narrowed``: how many layers read only a part of the channels there are; ``in_blocks``: how many became several
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def report_json(
             for cause, count in sorted(result.census.frozen.items(), key=lambda item: -item[1])
         ],
         "narrowed": len(result.narrowed),
+        "in_blocks": len(result.blocks),
         "renormalised": list(result.renormalised),
         "seconds": dict(result.seconds),
     }

@@ -72,9 +72,9 @@ class Terminal:
         self._agreement(result)
         self._bars(result.layers)
         self._frozen(result.census)
-        if result.narrowed:
-            count = len(result.narrowed)
-            self.console.print(f"{count} layer{'s read' if count > 1 else ' reads'} only the channels in use")
+        if result.narrowed or result.blocks:
+            read, apart = len(result.narrowed), len(result.blocks)
+            self.console.print(f"layers that read only what they use: {read}; that fell apart into blocks: {apart}")
         for name in result.renormalised:
             self.console.print(f"normalised over fewer channels (not exact): {name}")
         self.console.print(f"wrote {out}")

@@ -25,6 +25,7 @@ from witness import constants, feeds, largest_error, outputs
 import onnxprune
 from onnxprune.graph import Graph
 from onnxprune.ops import build_map
+from onnxprune.passes.blocks import blocks_of, is_connected
 from onnxprune.passes.fold import nonzero_slices
 from onnxprune.passes.narrow import Restructure, narrow
 
@@ -215,6 +216,68 @@ def test_convolution_to_a_single_channel_is_computed_in_columns(name: str, conv:
     assert largest_error(outputs(model, given := feeds(model)), outputs(result, given)) < 1e-5
 
 
+def blocky(outputs: list[list[int]], inputs: list[list[int]], kernel: int = 3) -> Floats:
+    """A weight of which each block of outputs reads its own inputs."""
+    out, wide = (sum(map(len, side)) for side in (outputs, inputs))
+    values = np.zeros((out, wide, kernel, kernel), np.float32)
+    rng = np.random.default_rng(out)
+    for o, i in zip(outputs, inputs, strict=True):
+        values[np.ix_(o, i)] = rng.standard_normal((len(o), len(i), kernel, kernel)) / 9
+    return values
+
+
+HALVES = [list(range(16)), list(range(16, 32))]
+EVENLY = [list(range(0, 32, 2)), list(range(1, 32, 2))]
+UNEVEN = [list(range(48)), list(range(48, 64))]
+BLOCKS = [
+    ("halves", HALVES, HALVES, [("v", (32, 16, 3, 3))], "Conv Conv Relu"),
+    ("halves, interleaved", EVENLY, EVENLY, [("v", (32, 16, 3, 3))], "Conv Conv Gather Gather Relu"),
+    ("halves of which outputs are in order", HALVES, EVENLY, [("v", (32, 16, 3, 3))], "Conv Conv Gather Relu"),
+    ("of different size", UNEVEN, UNEVEN, [], "Concat Conv Conv Conv Gather Gather Relu"),
+]
+
+
+@pytest.mark.parametrize(("outs", "ins", "left", "nodes"), [rest for _, *rest in BLOCKS], ids=[b[0] for b in BLOCKS])
+def test_independent_blocks_become_smaller_convolutions(outs: list[list[int]], ins: list[list[int]], left: Any,
+                                                        nodes: str) -> None:  # fmt: skip
+    model = model_of(
+        "(float[1,3,56,56] x) => (float[A,B,C,D] y) { p = Conv(x, w) d = Conv<pads=[1,1,1,1]>(p, v, b) y = Relu(d) }",
+        w=(sum(map(len, ins)), 3, 1, 1), v=blocky(outs, ins), b=sum(map(len, outs)))  # fmt: skip
+    result = narrowed(model, "auto")
+    onnx.checker.check_model(result, full_check=True)
+    assert operators(result) == nodes.split()
+    assert {name: constants(result)[name].shape for name, _ in left} == dict(left)
+    assert stored(result) < stored(model)
+    assert largest_error(outputs(model, given := feeds(model)), outputs(result, given)) < 1e-5
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_blocks_are_the_components_of_the_slices(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    block = np.asarray(rng.random(rng.integers(1, 9, 2)) < rng.choice([0.1, 0.2, 0.4]))
+    found = blocks_of(block)
+    assert is_connected(block) == (len(found) < 2)
+    inside = np.zeros_like(block)
+    for part in found:
+        inside[np.ix_(part.outputs, part.inputs)] = True
+        assert is_connected(block[np.ix_(part.outputs, part.inputs)])
+    assert not np.any(block & ~inside)
+    if found:
+        assert sorted(np.concatenate([part.outputs for part in found])) == list(range(len(block)))
+        assert sorted(np.concatenate([part.inputs for part in found])) == np.flatnonzero(block.any(axis=0)).tolist()
+
+
+def test_independent_blocks_of_matrices() -> None:
+    halves = np.zeros((64, 64), np.float32)
+    halves[:32, :32] = halves[32:, 32:] = np.random.default_rng(0).standard_normal((32, 32))
+    model = model_of(
+        "(float[64,9] x) => (float[64,64] y) { p = Gemm(x, w) h = Gemm(p, v, b) y = MatMul(h, u) }",
+        w=(9, 64), v=halves, b=64, u=halves)  # fmt: skip
+    result = narrowed(model, "always")
+    assert stored(result) < 0.6 * stored(model)
+    assert largest_error(outputs(model, given := feeds(model)), outputs(result, given)) < 1e-5
+
+
 def test_what_nobody_touches_keeps_its_name() -> None:
     model = CASES[0].model
     for node in model.graph.node:
@@ -283,6 +346,9 @@ def with_zeros(model: ModelProto, rng: np.random.Generator) -> ModelProto:
         columns = np.moveaxis(values, (c.in_axis, c.out_axis), (0, 1))
         columns[rng.random(len(columns)) < rng.choice([0.3, 0.7])] = 0
         columns[rng.random(columns.shape[:2]) < 0.2] = 0
+        if rng.integers(2):  # two blocks of inputs and outputs
+            one, other = (rng.random(size) < 0.5 for size in columns.shape[:2])
+            columns[np.not_equal.outer(one, other)] = 0
         held[name].CopyFrom(numpy_helper.from_array(values, name))
     return result
 

@@ -92,12 +92,19 @@ def _convolution(target: Target, node: NodeProto, shapes: Mapping[str, Shape]) -
     """
     weight, made = shapes[node.input[1]], shapes[node.output[0]]
     groups = attribute(node, "group")
-    read, kernel, space = weight[1], prod(weight[2:]), made[0] * prod(made[2:])
-    if isinstance(groups, int) and groups > 1:
-        return made[1] * read * kernel * space / target.multiplied + made[1] * space / target.ordered
-    if len(weight) == 4 and target.block and (read < target.block or read % 4 == 0):
-        width = ceil(made[1] / target.block) * target.block
-        apart = width * space if made[1] < target.block or made[1] % 4 else 0
-        return read * width * kernel * space / target.multiplied + apart / target.ordered
-    columns = read * kernel * space if kernel > 1 else 0
-    return read * made[1] * kernel * space / target.multiplied + (1.6 if made[1] > 1 else 1) * columns / target.ordered
+    count = groups if isinstance(groups, int) else 1
+    read, out, kernel, space = weight[1], made[1] // count, prod(weight[2:]), made[0] * prod(made[2:])
+    if count > 1 and read == out == 1:
+        return 2 * made[1] * kernel * space / target.multiplied + made[1] * space / target.ordered
+    if len(weight) == 4 and target.block and _is_blocked(target, count, read, out):
+        width = ceil(out / target.block) * target.block
+        apart = width * space if out < target.block or out % 4 else 0
+        return count * (read * width * kernel * space / target.multiplied + apart / target.ordered)
+    columns = read * kernel * space * (1.6 if out > 1 else 1) if kernel > 1 else 0
+    return count * (read * out * kernel * space / target.multiplied + columns / target.ordered + target.start)
+
+
+def _is_blocked(target: Target, groups: int, read: int, out: int) -> bool:
+    if groups > 1:
+        return read % target.block == out % target.block == 0
+    return read < target.block or read % 4 == 0

@@ -14,7 +14,7 @@ Every consumer is narrowed at first; one by one, those are taken back that cost 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -24,13 +24,14 @@ from onnx import ModelProto, NodeProto
 from onnxprune.channels import ChannelMap, Contraction
 from onnxprune.graph import attribute, node_name
 from onnxprune.measure import count_weights
+from onnxprune.passes.blocks import falls_apart, in_blocks
 from onnxprune.passes.columns import in_columns
 from onnxprune.passes.latency import Target
 from onnxprune.passes.overlaid import written
 from onnxprune.passes.overlay import Overlay, Part
 from onnxprune.passes.settle import Choice, Settlement
 
-__all__ = ["Narrowed", "Restructure", "idle_inputs", "narrow"]
+__all__ = ["Narrowed", "Restructure", "can_narrow", "narrow"]
 
 BoolArray = NDArray[np.bool_]
 Restructure = Literal["auto", "always", "never"]
@@ -40,21 +41,28 @@ _DATA_AXIS = {"Conv": 1, "ConvTranspose": 1, "FusedConv": 1, "LSTM": 2, "GRU": 2
 
 @dataclass(frozen=True)
 class Narrowed:
-    """``consumers``: output of a contraction → how many channels it reads now, for those that were narrowed."""
+    """``consumers``: output of a contraction → how many channels it reads now, for those that were narrowed.
+    ``blocks``: output of a contraction → of how many smaller ones it consists now, for those that fell apart."""
 
     model: ModelProto
-    consumers: Mapping[str, int]
+    consumers: Mapping[str, int] = field(default_factory=dict)
+    blocks: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.consumers or self.blocks)
 
 
-def idle_inputs(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], keep: BoolArray) -> bool:
-    """Whether any contraction has an input that stays (``keep``: bool [groups]) and that it has no kernels for."""
+def can_narrow(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], keep: BoolArray) -> bool:
+    """Whether any contraction has an input that stays (``keep``: bool [groups]) and that it has no kernels for, or falls
+    apart."""
     for c in channel_map.contractions:
         block, stays = nonzero[c.node], keep[c.outputs]
         if c.groups > 1 or block.all() or not np.any(stays):
             continue
         if not np.all(np.any(block[stays], axis=0)[keep[c.inputs]]):
             return True
-    return False
+    return falls_apart(channel_map, nonzero, keep)
 
 
 def narrow(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], mode: Restructure = "auto",
@@ -68,18 +76,27 @@ def narrow(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], mode: Rest
     overlay = Overlay(channel_map)
     widths: dict[int, int] = {}
     free = [c for c in channel_map.contractions if not _is_pinned(channel_map.graph.nodes[c.node], pinned)]
-    choices = [found for c in free if (found := _narrower(overlay, c, nonzero[c.node], widths))]
-    if choices:
-        choices += _flatter(overlay)
+    narrower = [found for c in free if (found := _narrower(overlay, c, nonzero[c.node], widths))]
+    apart, groups, counts = in_blocks(overlay, free, nonzero)
+    if not narrower and not apart:
+        return Narrowed(model)
     settled = Settlement(overlay, Target() if target is None else target, pinned)
-    chosen = settled.settle(choices, take_back=mode == "auto")
-    if not chosen:
-        return Narrowed(model, {})
+    settled.settle([*narrower, *_flatter(overlay)], take_back=mode == "auto")
+    settled.settle(apart, take_back=mode == "auto")
+    settled.settle(groups, take_back=True)
+    changed = settled.replaced_outputs()
+    if not changed.keys() & {*widths, *counts}:
+        return Narrowed(model)
     settled.settle(in_columns(settled, pinned), take_back=True)
     result = written(settled)
     if count_weights(result) > count_weights(model):
-        return Narrowed(model, {})
-    return Narrowed(result, {c.node.output[0]: widths[c.index] for c in chosen if c.index in widths})
+        return Narrowed(model)
+    split = {choice.index for choice in (*apart, *groups) if settled.replaced[choice.index] is choice}
+    return Narrowed(
+        result,
+        {changed[index]: width for index, width in widths.items() if index in changed},
+        {changed[index]: counts[index] for index in sorted(split)},
+    )
 
 
 def _is_pinned(node: NodeProto, pinned: Collection[str]) -> bool:

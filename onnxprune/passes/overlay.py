@@ -159,7 +159,7 @@ class Overlay:
         if piece.key in self._parts:
             return self._parts[piece.key]
         if piece.tensor in self.graph.constants:
-            name = self._cut(piece)
+            name = self.cut(piece.tensor, {piece.axis: piece.indices})
         else:
             found = self._found(piece, depth)
             name = self._again(piece, found, depth) if found and self._pays(piece, found, depth) else self._picked(piece)
@@ -276,16 +276,21 @@ class Overlay:
 
     def with_axis(self, name: str, axis: int) -> str:
         """A constant with an axis of size 1 put in."""
-        source = self.sources.get(name, name)
         value = self.value(name)
         assert value is not None
-        made = self.constant(source, np.expand_dims(value, axis))
-        self.sources[made] = source
-        return made
+        return self.stored(self.sources.get(name, name), np.expand_dims(value, axis))
 
-    def _cut(self, part: Part) -> str:
-        name = self.constant(part.tensor, np.take(self.graph.values(part.tensor), part.indices, axis=part.axis))
-        self.sources[name] = part.tensor
+    def cut(self, name: str, places: Mapping[int, IntArray]) -> str:
+        """A constant of the graph at some indices of its axes."""
+        value = self.graph.values(name)
+        for axis, indices in places.items():
+            value = np.take(value, indices, axis=axis)
+        return self.stored(name, value)
+
+    def stored(self, source: str, value: NDArray[np.generic]) -> str:
+        """A constant that is what is left of one of the graph."""
+        name = self.constant(source, value)
+        self.sources[name] = source
         return name
 
     def name(self, stem: str) -> str:

@@ -76,6 +76,11 @@ class Settlement:
         """What was chosen for a node of the graph; at first, the node itself."""
         return self.replaced.get(index) or Choice(index, self.graph.nodes[index])
 
+    def replaced_outputs(self) -> dict[int, str]:
+        """Index → first output, of the nodes that have another one in their place."""
+        nodes = self.graph.nodes
+        return {i: nodes[i].output[0] for i, choice in self.replaced.items() if choice.node is not nodes[i]}
+
     def _see_laid(self) -> None:
         """Note who makes what was laid over the graph since."""
         for made in self.overlay.made[self._laid :]:
