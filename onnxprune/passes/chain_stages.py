@@ -19,12 +19,21 @@ from numpy.typing import NDArray
 
 from onnxprune.passes.channel_graph import Block, ChannelGraph, Vertices
 
-__all__ = ["BlockStage", "LinkStage", "Stage", "Stages", "stages_of"]
+__all__ = ["BlockStage", "Chain", "LinkStage", "Stage", "Stages", "stages_of"]
 
 Floats = NDArray[np.float64]
 
 _HEAD = 16  # edges of a row that are looked at first
 _GAPS = 8  # of them that may be missing
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A path: the logarithm of its product, and its kernel slices from its start to its end as (node of the
+    contraction, output, input within the group)."""
+
+    value: float
+    slices: tuple[tuple[int, int, int], ...]
 
 
 @dataclass

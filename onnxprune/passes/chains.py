@@ -22,25 +22,15 @@ at the first edge whose weight, even with the best source there is, cannot win.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.passes.anchored_chains import anchored_edges
-from onnxprune.passes.chain_stages import BlockStage, Floats, LinkStage, Stages, stages_of
+from onnxprune.passes.chain_stages import BlockStage, Chain, Floats, LinkStage, Stages, stages_of
 from onnxprune.passes.channel_graph import BoolArray, ChannelGraph, Vertices, consistent_edges
 
 __all__ = ["Chain", "chains", "lean_edges", "lean_mask", "lean_ranks", "log_weights"]
-
-
-@dataclass(frozen=True)
-class Chain:
-    """A path: the logarithm of its product, and its kernel slices from its start to its end as (node of the
-    contraction, output, input within the group)."""
-
-    value: float
-    slices: tuple[tuple[int, int, int], ...]
 
 
 def log_weights(graph: ChannelGraph, norms: Mapping[int, NDArray[np.floating]]) -> dict[int, Floats]:
