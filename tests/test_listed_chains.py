@@ -25,19 +25,18 @@ from onnxprune.passes.norms import operator_block
 
 def test_chains_are_told_by_layer_and_channel() -> None:
     """Two ways through a block: 0 → 1 → 0 at 4 · 3 · gain 2, and the skip of channel 0 at 4."""
-    first = np.array([[4.0], [0.5]], np.float32).reshape(2, 1, 1, 1)
-    second = np.array([[0.25, 0.5], [3.0, 0.125]], np.float32).reshape(2, 2, 1, 1)
+    w1 = np.array([[4.0], [0.5]], np.float32).reshape(2, 1, 1, 1)
+    w2 = np.array([[0.25, 0.5], [3.0, 0.125]], np.float32).reshape(2, 2, 1, 1)
     model = model_of(
         "(float[1,1,4,4] x) => (float[A,B,C,D] y) "
         "{ a = Conv(x, w1) b = Conv(a, w2) c = BatchNormalization<epsilon=0.0>(b, g, s, m, v) y = Add(a, c) }",
-        w1=first, w2=second, g=np.array([1, -2], np.float32), v=np.ones(2, np.float32), s=2, m=2,
+        w1=w1, w2=w2, g=np.array([1, -2], np.float32), v=np.ones(2, np.float32), s=2, m=2,
     )  # fmt: skip
     best, skip, *_ = strongest_chains(build_map(Graph(model)), 10)
     assert best.product == pytest.approx(24)
-    assert best.links == (
-        Link("Conv→a", "Conv", 0, 0, pytest.approx(4)),
-        Link("Conv→b", "Conv", 0, 1, pytest.approx(6)),
-    )
+    first, second = best.links
+    assert best.links == (Link("Conv→a", "Conv", 0, 0, first.norm), Link("Conv→b", "Conv", 0, 1, second.norm))
+    assert [link.norm for link in best.links] == pytest.approx([4, 6])
     assert skip.product == pytest.approx(1)  # the skip itself has nothing new; the next best slice is a0 → b0
     assert [(link.input, link.output) for link in skip.links] == [(0, 0), (0, 0)]
 
