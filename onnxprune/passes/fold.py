@@ -100,7 +100,7 @@ def dead_groups(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], *, me
         elif len(held):
             needed[held[~_absorbed(channel_map, name, carried[name], held, merge)]] = True
     _still_needed(channel_map, needed)
-    into = _take_over(channel_map, nonzero, carried, needed) if merge else {}
+    into = _take_over(channel_map, nonzero, carried, demand, needed) if merge else {}
     _still_needed(channel_map, needed)
     return Dead(needed, carried, into, _read(channel_map, demand), merge)
 
@@ -245,9 +245,13 @@ def _still_needed(channel_map: ChannelMap, needed: BoolArray) -> None:
 
 
 def _take_over(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], carried: dict[str, Carried],
-               needed: BoolArray) -> dict[int, int]:  # fmt: skip
-    """For each padded convolution that reads constants about to leave, the group that takes them over and stays."""
+               demand: Mapping[str, tuple[Ids, FloatArray]], needed: BoolArray) -> dict[int, int]:  # fmt: skip
+    """For each padded convolution that reads constants about to leave, the group that takes them over and stays.
+
+    Only a channel that is read carries what ``carried`` says: upstream, constants are not taken over for others.
+    """
     into: dict[int, int] = {}
+    wanted = np.zeros(channel_map.groups, np.bool_)
     for c in channel_map.contractions:
         node = channel_map.graph.nodes[c.node]
         if node.input[c.data] not in carried or not (node.op_type == "Conv" and is_padded(node)):
@@ -259,7 +263,10 @@ def _take_over(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], carrie
         if not np.any(leaving):
             continue
         size = np.where(kind == CONSTANT, np.abs(value), 0.0)
-        staying = np.where(needed[c.inputs], size, 0.0)
+        groups, backward = demand[node.input[c.data]]
+        wanted[groups] = backward > -np.inf
+        staying = np.where(needed[c.inputs] & wanted[c.inputs], size, 0.0)
+        wanted[groups] = False
         enough = staying.max() >= _CLOSE * size[leaving].max()
         best = int(np.argmax(staying if enough else np.where(leaving, size, 0.0)))
         needed[c.inputs[best]] = True
