@@ -243,8 +243,8 @@ def _infer_node(graph: Graph, node: NodeProto, result: Shapes) -> None:
 
 def _typed_like(node: NodeProto, output: str) -> str:
     """The input of the type of an output of an operator of com.microsoft: usually the first."""
-    place = 2 if node.op_type == "EmbedLayerNormalization" and output != node.output[1] else 0
-    return str(node.input[place])
+    place = 2 if node.op_type == "EmbedLayerNormalization" and output not in node.output[1:2] else 0
+    return str(node.input[place]) if place < len(node.input) else ""
 
 
 def _cropped(node: NodeProto, shape: Shape) -> Shape:
