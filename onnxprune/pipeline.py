@@ -23,6 +23,7 @@ from onnx import ModelProto
 from onnxprune.alignment import Alignment, convolution_block, parse_alignment
 from onnxprune.bodies import laid_out, restore
 from onnxprune.channels import ChannelMap
+from onnxprune.consistency import assert_consistent
 from onnxprune.errors import UnreachableError, UsageError, VerificationError
 from onnxprune.graph import Graph, node_name
 from onnxprune.inputs import Shapes
@@ -232,7 +233,8 @@ def prune(
     Raises:
         UsageError: an option is out of range, or the plan does not fit the model.
         UnreachableError: the sparsity cannot be reached; says how far one can go and what blocks it.
-        VerificationError: the pruned model does not agree with its reference; never seen on purpose.
+        VerificationError: the pruned model contradicts itself, or does not agree with its reference; never seen on
+            purpose.
         ModelError: the model cannot be read or run.
 
     Example:
@@ -284,6 +286,8 @@ def prune(
         blocks=narrowed.blocks,
         final=final,
     )
+    with clock("checking sizes"):
+        assert_consistent(result.model, proto, folder)
     if not check:
         return result
     with clock("verifying on ONNX Runtime"):

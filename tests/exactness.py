@@ -18,6 +18,7 @@ from onnx import ModelProto, TensorProto, numpy_helper, parser
 
 from onnxprune.bodies import flatten, laid_out
 from onnxprune.channels import ChannelMap
+from onnxprune.consistency import assert_consistent
 from onnxprune.graph import Graph
 from onnxprune.measure import count_weights, is_weight
 from onnxprune.ops import build_map
@@ -154,6 +155,7 @@ def _assert_close(name: str, expected: Array, found: Array) -> None:
 def _assert_valid(model: ModelProto, pruned: ModelProto) -> None:
     """The checker passes, and names, order, types and shapes of inputs and outputs are as they were."""
     onnx.checker.check_model(pruned, full_check=True)
+    assert_consistent(pruned, model)
     assert _fed(model) == _fed(pruned)
     assert list(model.graph.output) == list(pruned.graph.output)
 
