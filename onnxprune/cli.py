@@ -316,11 +316,18 @@ def _read(path: Path) -> str:
 @click.argument("model", type=_PATH)
 @_keep
 @_renorm
+@click.option(
+    "--chains",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="List the N strongest chains from an input to an output: layers, channels, operator norms, product.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_verbose
-def _inspect(model: Path, keep: tuple[str, ...], allow_renorm: bool, as_json: bool, verbose: int) -> None:
+def _inspect(model: Path, keep: tuple[str, ...], allow_renorm: bool, chains: int, as_json: bool, verbose: int) -> None:
     """Per layer: channels, groups, what is dead, what is frozen and by which operator; what sparsity is reachable."""
-    found = inspect(model, keep=keep, allow_renorm=allow_renorm)
+    found = inspect(model, keep=keep, allow_renorm=allow_renorm, chains=chains)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=1))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from onnx import ModelProto
 
 from onnxprune.channels import ChannelMap
 from onnxprune.layers import Census, Layer, census, layers
+from onnxprune.listed_chains import ListedChain, strongest_chains
 from onnxprune.model_io import load
 from onnxprune.passes.cost import Measure
 from onnxprune.passes.flow import flow
@@ -32,13 +34,15 @@ class Reachability:
 
 @dataclass(frozen=True)
 class Inspection:
-    """``layers`` and ``channels`` go together; ``reach``: measure → largest sparsity (0..1) that can be reached."""
+    """``layers`` and ``channels`` go together; ``reach``: measure → largest sparsity (0..1) that can be reached;
+    ``chains``: the strongest ones, if they were asked for."""
 
     sizes: Sizes
     layers: tuple[Layer, ...]
     channels: tuple[Reachability, ...]
     census: Census
     reach: dict[Measure, float]
+    chains: tuple[ListedChain, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and dicts."""
@@ -54,11 +58,19 @@ class Inspection:
             "layers": [
                 asdict(layer) | asdict(channels) for layer, channels in zip(self.layers, self.channels, strict=True)
             ],
+            "chains": [
+                asdict(chain) | {"product": chain.product if isfinite(chain.product) else None} for chain in self.chains
+            ],
         }
 
 
 def inspect(
-    model: ModelProto | str | Path, *, keep: Sequence[str] = (), allow_renorm: bool = False, folder: Path | None = None
+    model: ModelProto | str | Path,
+    *,
+    keep: Sequence[str] = (),
+    allow_renorm: bool = False,
+    folder: Path | None = None,
+    chains: int = 0,
 ) -> Inspection:
     """Per layer: channels, groups, what is frozen and by which operator; and what sparsity is reachable.
 
@@ -67,6 +79,7 @@ def inspect(
         keep: patterns of node or tensor names to leave alone.
         allow_renorm: count channels that a normalisation runs over as prunable.
         folder: where the external data of a model in memory lies.
+        chains: how many of the strongest chains to list.
 
     Raises: UsageError, ModelError as ``prune`` does.
     """
@@ -80,6 +93,7 @@ def inspect(
         channels=_reachability(channel_map),
         census=census(channel_map),
         reach=reach(channel_map),
+        chains=strongest_chains(channel_map, chains) if chains > 0 else (),
     )
 
 

@@ -36,6 +36,7 @@ _ANY = {
     "QLinearMatMul": {0: Quantised(1, 2, -2), 3: Quantised(4, 5)},
     "MatMulInteger": {0: Quantised(None, 2, -2), 1: Quantised(None, 3)},
     "DynamicQuantizeMatMul": {1: Quantised(2, 3)},
+    "DynamicQuantizeLSTM": {1: Quantised(8, 9), 2: Quantised(10, 11)},
     "MatMulIntegerToFloat": {0: Quantised(2, 4, -2), 1: Quantised(3, 5)},
     "QGemm": {0: Quantised(1, 2), 3: Quantised(4, 5)},
     "QLinearAdd": {0: Quantised(1, 2), 3: Quantised(4, 5)},
@@ -70,6 +71,8 @@ def spread(node: NodeProto, k: int, parameter: NDArray[np.generic], shape: tuple
     """A scale or zero point of input k, which has this shape, as an array that broadcasts to it."""
     if parameter.size == 1:
         return parameter.reshape(())
+    if node.op_type == "DynamicQuantizeLSTM":  # a number for every direction, or for every gate of every unit
+        return parameter.reshape(shape[0], 1, -1)
     axis = axis_of(node, k) % len(shape)
     block = attribute(node, "block_size")
     if isinstance(block, int) and block > 0:
@@ -98,6 +101,8 @@ def real_values(graph: Graph, index: int, k: int) -> NDArray[np.generic]:
     Raises: see ``weight_values``.
     """
     node = graph.nodes[index]
+    if node.op_type == "MatMulNBits":
+        return _unpacked(graph, node)
     values, held = weight_values(graph, node.input[k]), quantised(node, k)
     if held is None:
         return values
@@ -108,3 +113,27 @@ def real_values(graph: Graph, index: int, k: int) -> NDArray[np.generic]:
             parameter = weight_values(graph, name).astype(np.float32)
             real = combine(real, spread(node, k, parameter, values.shape))
     return real
+
+
+def _unpacked(graph: Graph, node: NodeProto) -> NDArray[np.generic]:
+    """The weight [N, K] of a MatMulNBits, float32: (q − zero point)·scale, block by block; without zero points, the
+    middle is zero."""
+    bits, width = attribute(node, "bits"), attribute(node, "K")
+    packed, scales, *rest = (weight_values(graph, name) for name in node.input[1:4] if name)
+    points = rest[0] if rest else None
+    assert isinstance(width, int)
+    bits, (rows, blocks, _) = bits if isinstance(bits, int) else 4, packed.shape
+    if points is None:
+        zero = np.full((rows, blocks), float(1 << (bits - 1)))
+    elif points.dtype == np.uint8:
+        zero = _small_integers(points.reshape(rows, -1), bits)[:, :blocks]
+    else:
+        zero = points.astype(np.float64).reshape(rows, blocks)
+    real = (_small_integers(packed, bits) - zero[..., None]) * scales.astype(np.float64).reshape(rows, blocks, 1)
+    return np.asarray(real.reshape(rows, -1)[:, :width], np.float32)
+
+
+def _small_integers(packed: NDArray[np.generic], bits: int) -> NDArray[np.float64]:
+    """Numbers of some bits each that lie one after another in bytes, the low bits first."""
+    split = np.unpackbits(packed.astype(np.uint8)[..., None], axis=-1, bitorder="little")
+    return np.asarray(split.reshape(*packed.shape[:-1], -1, bits) @ (1 << np.arange(bits)), np.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.text import Text
 from onnxprune.bench import Latency
 from onnxprune.inspection import Inspection
 from onnxprune.layers import Census, Layer
+from onnxprune.listed_chains import ListedChain
 from onnxprune.pipeline import Result
 from onnxprune.report import file_bytes
 
@@ -140,12 +142,20 @@ class Terminal:
             "reaching an output"
         )
         self._shares(found.census)
+        for chain in found.chains:
+            self._chain(chain)
         sizes = found.sizes
         self.console.print(
             f"{path}: {_count(sizes.weights)} weights, {_count(sizes.macs)} MACs, "
             f"{_count(sizes.kernels)} kernel slices; reachable sparsity "
             + ", ".join(f"{share:.4f} of {measure}" for measure, share in found.reach.items())
         )
+
+    def _chain(self, chain: ListedChain) -> None:
+        """Product, then layer input→output (norm) for every kernel slice."""
+        product = f"{chain.product:.4g}" if isfinite(chain.product) else f"10^{chain.log10_product:.1f}"
+        links = (f"{link.layer} {link.input}→{link.output} ({link.norm:.3g})" for link in chain.links)
+        self.console.print(f"chain {product}: " + ", ".join(links))
 
     def _shares(self, census: Census) -> None:
         total = max(census.total, 1)

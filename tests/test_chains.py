@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from onnxprune.passes.anchored_chains import anchored_edges
-from onnxprune.passes.chains import chains, lean_edges, lean_mask
+from onnxprune.passes.chains import chains, lean_edges, lean_mask, lean_ranks
 from onnxprune.passes.channel_graph import Block, ChannelGraph, Span
 
 Weights = dict[int, NDArray[np.float64]]
@@ -206,3 +206,15 @@ def test_what_reads_an_emptied_channel_is_dropped() -> None:
     assert as_set(lean_mask(graph, norms, 2)) == set()  # 0→1 and 0→0 by weight: no path
     assert as_set(lean_mask(graph, norms, 3)) == {(0, 1, 0), (1, 0, 1)}
     assert as_set(lean_mask(graph, norms, 2, anchored=True)) == {(0, 1, 0), (1, 0, 1)}
+
+
+def test_ranks_tell_the_order_in_which_slices_are_taken() -> None:
+    graph, weights = layered(np.random.default_rng(0), [5, 6, 7, 3], 0.3)
+    weights[1][2] = -np.inf
+    total, gone = sum(held.size for held in weights.values()), weights[1].shape[1]
+    ranks = lean_ranks(graph, weights, total)
+    assert sorted(np.concatenate([held.ravel() for held in ranks.values()]).tolist()) == list(range(total))
+    assert as_set({node: held >= total - gone for node, held in ranks.items()}) == {(1, 2, i) for i in range(gone)}
+    for keep in range(1, total - gone):
+        kept = as_set(lean_edges(graph, weights, keep))
+        assert as_set({node: held < len(kept) for node, held in ranks.items()}) == kept

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from cases import Case, check, image, tokens, vector
-from exactness import Array
+from exactness import Array, model_of
+
+from onnxprune.graph import Graph
+from onnxprune.quantised import real_values
+from onnxprune.runtime import open_session, run
 
 
 def number(value: float, kind: Any = np.float32) -> Array:
@@ -70,6 +75,11 @@ CONTRACTIONS = [
            k=int8(6, 8), e=EACH, n=POINTS, c=np.arange(6, dtype=np.int32), **NUMBERS),
     vector("QGemm to float", f"{Q} z = {MS}.QGemm(q, s, o, k, s, n, c)", 14, 6,
            k=int8(8, 6), n=number(3, np.int8), c=np.arange(6, dtype=np.int32), **NUMBERS),
+    tokens("MatMulNBits", f"h = MatMul(a, g) z = {MS}.MatMulNBits<K=32, N=6, bits=4, block_size=16>(h, k, e, n, , c)",
+           8 + 6, 6, g=(8, 32), k=uint8(6, 2, 8), e=np.resize(EACH, (6, 2)), n=uint8(6, 1), c=6),
+    tokens("MatMulNBits of one row of scales", f"h = MatMul(a, g) "
+           f"z = {MS}.MatMulNBits<K=32, N=6, bits=4, block_size=16>(h, k, e, n)",
+           8 + 6, 6, g=(8, 32), k=uint8(6, 2, 8), e=np.resize(EACH, 12), n=uint8(6)),
     tokens("DynamicQuantizeMatMul", f"z = {MS}.DynamicQuantizeMatMul(a, k, e, n, c)", 14, 6,
            k=int8(8, 6), e=EACH, n=POINTS, c=6),
     tokens("MatMulIntegerToFloat", "q, s, o = DynamicQuantizeLinear(a) "
@@ -101,9 +111,39 @@ CHANNELWISE = [
           "z = DequantizeLinear(g, s, o)", 8, 16, **NUMBERS),
 ]  # fmt: skip
 
-CASES = [*CONTRACTIONS, *CHANNELWISE]
+WEIGHTS = [
+    image(f"{kind} weight", "k = DequantizeLinear<axis=0>(i, e, n) z = Conv(a, k)", 14, 6, opset=21,
+          i=np.resize(np.arange(-8, 8), (6, 8, 1, 1)).astype(kind), e=EACH, n=np.arange(6).astype(kind))
+    for kind in (ml_dtypes.int4, np.int16)
+] + [
+    image("uint4 weight in blocks", "k = DequantizeLinear<axis=1, block_size=4>(i, e, n) z = Conv(a, k)", 8, 6,
+          opset=21, i=np.resize(np.arange(16), (6, 8, 1, 1)).astype(ml_dtypes.uint4),
+          e=np.resize(EACH, (6, 2, 1, 1)), n=np.arange(12).reshape(6, 2, 1, 1).astype(ml_dtypes.uint4)),
+    image("float8 weight", "k = DequantizeLinear(i, e) z = Conv(a, k)", 14, 6, opset=21,
+          i=np.resize(np.arange(-8, 8), (6, 8, 1, 1)).astype(ml_dtypes.float8_e4m3fn), e=number(0.5)),
+    image("bfloat16 weight", "k = Cast<to=1>(i) z = Conv(a, k)", 14, 6,
+          i=np.resize(np.linspace(-1, 1, 48), (6, 8, 1, 1)).astype(ml_dtypes.bfloat16)),
+    vector("float64", "h = Cast<to=11>(a) g = Gemm(h, k, c) z = Cast<to=1>(g)", 14, 6,
+           k=np.linspace(-1, 1, 48).reshape(8, 6), c=np.linspace(-1, 1, 6)),
+]  # fmt: skip
+CASES = [*WEIGHTS, *CONTRACTIONS, *CHANNELWISE]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_quantised(case: Case) -> None:
     check(case)
+
+
+FLOATING = np.linspace(5, 9, 12, dtype=np.float32).reshape(6, 2)
+
+
+@pytest.mark.parametrize(("bits", "points"), [(4, None), (4, uint8(6, 1)), (4, FLOATING), (8, None), (8, uint8(6, 2))])
+def test_unpacked_weights_are_what_the_runtime_multiplies_with(bits: int, points: Array | None) -> None:
+    given = {} if points is None else {"n": points}
+    model = model_of(
+        f"(float[32,32] x) => (float[A,B] y) {{ y = {MS}.MatMulNBits<K=32, N=6, bits={bits}, block_size=16>"
+        f"(x, k, e{', n' if given else ''}) }}",
+        k=uint8(6, 2, 2 * bits), e=np.resize(EACH, (6, 2)), **given,
+    )  # fmt: skip
+    (found,) = run(open_session(model), {"x": np.eye(32, dtype=np.float32)}).values()
+    assert np.allclose(found.T, real_values(Graph(model), 0, 1), atol=1e-5)

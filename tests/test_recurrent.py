@@ -47,6 +47,31 @@ def test_hidden_units_and_inputs_leave(operator: str, directions: int) -> None:
     assert all(outcome.removed for outcome in found)
 
 
+@pytest.mark.parametrize(("between", "free"), [("a = Identity(m)", 6 + 8), ("a = Sigmoid(m)", 8)])
+@pytest.mark.parametrize("each", [1, 32])
+def test_quantised_weights(between: str, free: int, each: int) -> None:
+    """Scales and zero points of a direction, or of every gate; inputs are quantised by their range."""
+    rng = np.random.default_rng(0)
+    model = model_of(
+        f"""(float[4, 2, 5] x) => (float[A, B, C] y)
+        {{ m = MatMul(x, w0) {between}
+           h = com.microsoft.DynamicQuantizeLSTM<hidden_size = 8, direction = "bidirectional">
+               (a, w, r, b, , , , , ws, wz, rs, rz)
+           t = Transpose<perm = [0, 2, 1, 3]>(h)
+           shape = Constant<value = int64[3] {{0, 0, -1}}>()
+           f = Reshape(t, shape)
+           y = MatMul(f, w1) }}""",
+        w0=(5, 6), b=(2, 64), w1=(16, 3),
+        w=rng.integers(-90, 90, (2, 6, 32)).astype(np.int8), r=rng.integers(-90, 90, (2, 8, 32)).astype(np.int8),
+        ws=rng.uniform(0.005, 0.01, (2, each)[: 1 + (each > 1)]).astype(np.float32),
+        rs=rng.uniform(0.005, 0.01, (2, each)[: 1 + (each > 1)]).astype(np.float32),
+        wz=np.zeros((2, each)[: 1 + (each > 1)], np.int8), rz=np.zeros((2, each)[: 1 + (each > 1)], np.int8),
+    )  # fmt: skip
+    found = assert_exact(model)
+    assert len(found[0].map.free) == free
+    assert all(outcome.removed for outcome in found)
+
+
 def test_hidden_size_follows() -> None:
     outcome = assert_exact(_layer("LSTM", 2))[0]
     node = next(n for n in outcome.pruned.graph.node if n.op_type == "LSTM")

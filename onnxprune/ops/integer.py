@@ -7,13 +7,16 @@ along an axis belong to its channels.
 
 from __future__ import annotations
 
-from onnxprune.channels import Axes, NodeContext
+import numpy as np
+
+from onnxprune.channels import Axes, Ids, NodeContext, Opaque
+from onnxprune.editing import NodeEditor
 from onnxprune.ops.contraction import Slots, conv, gemm, matmul
 from onnxprune.ops.elementwise import add_vector
 from onnxprune.ops.quantization import parameters
 
 __all__ = ["dynamic_linear", "dynamic_matmul", "integer_conv", "integer_matmul", "linear_conv", "linear_gemm",
-           "linear_matmul", "matmul_to_float"]  # fmt: skip
+           "linear_matmul", "matmul_to_float", "packed_matmul", "resize_packed_matmul"]  # fmt: skip
 
 
 def linear_conv(ctx: NodeContext) -> list[Axes]:
@@ -88,3 +91,48 @@ def dynamic_linear(ctx: NodeContext) -> list[Axes]:
 def _freeze_unless_zero(ctx: NodeContext) -> None:
     if not ctx.zeroed(0):
         ctx.freeze_input(0, "quantised by its range, though removal does not make it zero")
+
+
+def packed_matmul(ctx: NodeContext) -> list[Axes]:
+    """com.microsoft.MatMulNBits: a […, K], B [N, blocks, bytes], scales and zero points of blocks, bias [N] → […, N]
+
+    B packs several numbers in a byte, and blocks of K share a scale, so that the inputs stay. An output is zero where
+    its scales are, which the masked reference makes so.
+    """
+    outputs = ctx.axes(1)[0]
+    if outputs is None or not all(ctx.is_constant(k) for k in range(1, len(ctx.node.input)) if ctx.has(k)):
+        return ctx.freeze_all("its weight is computed at run time")
+    data, size = ctx.axes(0), len(outputs)
+    ctx.freeze(data[-1], "weights packed in blocks")
+    ctx.freeze_input(4, "weights packed in blocks")
+    for k in (1, 2, 3):
+        _rows_of(ctx, k, outputs)
+    ctx.mask(2)
+    inputs = np.zeros(ctx.shape(0)[-1], np.int32)
+    ctx.contraction(data=0, weight=1, bias=5 if ctx.has(5) else None, in_axis=1, out_axis=0, inputs=inputs,
+                    outputs=outputs)  # fmt: skip
+    ctx.macs(float(len(inputs)), (outputs, size), *zip(data[:-1], ctx.shape(0)[:-1], strict=True))
+    ctx.slices(float(len(inputs)), (outputs, size))
+    if all(ids is None for ids in data[:-1]):
+        ctx.builder.zero.add(ctx.node.output[0])
+    result = (*data[:-1], outputs)
+    return add_vector(ctx, result, 5) if ctx.has(5) else [result]
+
+
+def _rows_of(ctx: NodeContext, k: int, outputs: Ids) -> None:
+    """Numbers of the blocks of every output: [outputs, …], or all in a row."""
+    if not ctx.has(k):
+        return
+    first, *others = ctx.axes(k)
+    for ids in others:
+        ctx.freeze(ids, "weights packed in blocks")
+    if ctx.shape(k)[0] % len(outputs):
+        raise Opaque("its scales are not those of its outputs")
+    ctx.unify(first, np.repeat(outputs, ctx.shape(k)[0] // len(outputs)))
+
+
+def resize_packed_matmul(edit: NodeEditor) -> None:
+    """N follows the outputs that remain."""
+    outputs = edit.axes(1)[0]
+    if outputs is not None and edit.changed(outputs):
+        edit.node.attrs["N"] = edit.kept_count(outputs)

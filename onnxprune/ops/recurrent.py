@@ -16,30 +16,52 @@ from onnxprune.channels import Axes, Ids, NodeContext
 from onnxprune.editing import NodeEditor
 from onnxprune.graph import attribute
 
-__all__ = ["GATES", "recurrent", "resize_hidden"]
+__all__ = ["GATES", "dynamic_lstm", "recurrent", "resize_dynamic_lstm", "resize_hidden"]
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+GATES = {"DynamicQuantizeLSTM": 4, "LSTM": 4, "GRU": 3, "RNN": 1}
 _PEEPHOLES = 3
 _ZERO_KEEPING = frozenset(("Tanh", "Relu", "LeakyRelu", "Elu", "Softsign", "ThresholdedRelu"))
-_ONTO_STATE = {"LSTM": (1, 2), "GRU": (1,), "RNN": (0,)}
+_ONTO_STATE = {"DynamicQuantizeLSTM": (1, 2), "LSTM": (1, 2), "GRU": (1,), "RNN": (0,)}
 """Which activations of a direction make the state; the others gate it."""
 
 
 def recurrent(ctx: NodeContext) -> list[Axes]:
     """X [sequence, batch, in], W, R, B, lengths, initial states, P → Y, Y_h, Y_c"""
+    return _recurrent(ctx, 1, 2)
+
+
+def dynamic_lstm(ctx: NodeContext) -> list[Axes]:
+    """com.microsoft.DynamicQuantizeLSTM: W [directions, in, 4·H] and R [directions, H, 4·H] are quantised, with scales
+    and zero points [directions] or [directions, 4·H]; X and the state are, by their range, at run time."""
+    if not ctx.zeroed(0):
+        ctx.freeze(ctx.axes(0)[2], "quantised by its range, though removal does not make it zero")
+    outputs = _recurrent(ctx, 2, 1)
+    units = ctx.axes(2)[1]
+    if not any(name in ctx.builder.zero for name in ctx.node.output):
+        ctx.freeze(units, "its state is quantised by its range, though removal does not make it zero")
+    for k in range(8, 12):
+        axes = ctx.axes(k) if ctx.has(k) else ()
+        ctx.freeze(axes[0] if axes else None, "direction of a recurrent layer")
+        if len(axes) > 1 and ctx.shape(k)[1] > 1 and units is not None:
+            ctx.unify(axes[1], np.tile(units, GATES[ctx.node.op_type]))
+    return outputs
+
+
+def _recurrent(ctx: NodeContext, gate: int, inner: int) -> list[Axes]:
+    """``gate``, ``inner``: the axes of W and R along the gates, and along what they read."""
     stored = [k for k in (1, 2, 3, 7) if ctx.has(k)]
     if not all(ctx.is_constant(k) for k in stored) or ctx.integer("layout", 0):
         return ctx.freeze_all("its weights are computed, or its batch comes first")
-    gates, hidden = GATES[ctx.node.op_type], ctx.shape(2)[2]
+    gates, hidden = GATES[ctx.node.op_type], ctx.shape(2)[inner]
     x, w, r = ctx.axes(0), ctx.axes(1), ctx.axes(2)
-    if w[1] is None or w[2] is None or r[2] is None:
+    units, read = r[inner], w[inner]
+    if w[gate] is None or read is None or units is None:
         return ctx.freeze_all("its weights are computed")
     for ids in (*x[:2], w[0], r[0]):
         ctx.freeze(ids, "sequence, batch or direction of a recurrent layer")
-    units = r[2]
-    inputs = ctx.unify(x[2], w[2])
-    ctx.unify(w[1], np.tile(units, gates))
-    ctx.unify(r[1], np.tile(units, gates))
+    inputs = ctx.unify(x[2], read)
+    ctx.unify(w[gate], np.tile(units, gates))
+    ctx.unify(r[gate], np.tile(units, gates))
     _states(ctx, units)
     for k, repeats in ((3, 2 * gates), (7, _PEEPHOLES)):
         if ctx.has(k):
@@ -47,9 +69,8 @@ def recurrent(ctx: NodeContext) -> list[Axes]:
             ctx.unify(ctx.axes(k)[1], np.tile(units, repeats))
     for k in stored:
         ctx.mask(k)
-    ctx.contraction(
-        data=0, weight=1, bias=None, in_axis=2, out_axis=1, inputs=w[2] if inputs is None else inputs, outputs=units
-    )
+    ctx.contraction(data=0, weight=1, bias=None, in_axis=inner, out_axis=gate,
+                    inputs=read if inputs is None else inputs, outputs=units)  # fmt: skip
     ctx.need(units, inputs)
     _costs(ctx, inputs, units, hidden, gates)
     return _outputs(ctx, units)
@@ -100,6 +121,14 @@ def _state_activations(ctx: NodeContext) -> list[str]:
 
 def resize_hidden(edit: NodeEditor) -> None:
     """hidden_size follows the units that remain."""
-    units = edit.axes(2)[2]
+    _resize_hidden(edit, edit.axes(2)[2])
+
+
+def resize_dynamic_lstm(edit: NodeEditor) -> None:
+    """As ``resize_hidden``, for R [directions, H, 4·H]."""
+    _resize_hidden(edit, edit.axes(2)[1])
+
+
+def _resize_hidden(edit: NodeEditor, units: Ids | None) -> None:
     if units is not None and edit.changed(units):
         edit.node.attrs["hidden_size"] = edit.kept_count(units)

@@ -31,7 +31,7 @@ from onnxprune.ops import reduction as r
 from onnxprune.ops import reshape as s
 from onnxprune.ops import sampling as g
 from onnxprune.ops.einsum import einsum
-from onnxprune.ops.recurrent import recurrent, resize_hidden
+from onnxprune.ops.recurrent import dynamic_lstm, recurrent, resize_dynamic_lstm, resize_hidden
 from onnxprune.ops.rotary import resize_rotary, rotary
 from onnxprune.ops.shuffle import find_shuffles, shuffled
 from onnxprune.shapes import Shapes, infer_shapes
@@ -94,6 +94,7 @@ RULES: dict[str, Rule] = {
     **_rows("com.microsoft.BiasGelu com.microsoft.FastGelu", f.bias_gelu),
     **_rows("Einsum", einsum),
     **_rows("GRU LSTM RNN", recurrent, resize_hidden),
+    **_rows("com.microsoft.DynamicQuantizeLSTM", dynamic_lstm, resize_dynamic_lstm),
     # attention
     **_rows("Attention", a.attention, a.resize_attention),
     **_rows("com.microsoft.Attention", a.packed_attention, a.resize_packed_attention),
@@ -168,6 +169,7 @@ RULES: dict[str, Rule] = {
     **_rows("com.microsoft.QGemm", i.linear_gemm),
     **_rows("com.microsoft.DynamicQuantizeMatMul", i.dynamic_matmul),
     **_rows("com.microsoft.MatMulIntegerToFloat", i.matmul_to_float),
+    **_rows("com.microsoft.MatMulNBits", i.packed_matmul, i.resize_packed_matmul),
     **_rows("com.microsoft.QLinearAdd", q.linear_add),
     **_rows("com.microsoft.QLinearMul", q.linear_multiply),
     **_rows("com.microsoft.QLinearWhere", q.linear_where),

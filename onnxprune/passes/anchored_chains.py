@@ -15,15 +15,15 @@ Ties: slices with equal values by node, then as stored; prefix and suffix by the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.passes.chain_stages import Floats
+from onnxprune.passes.chain_stages import Chain, Floats
 from onnxprune.passes.channel_graph import Block, BoolArray, ChannelGraph, Vertices
 
-__all__ = ["anchored_edges"]
+__all__ = ["anchored_chains", "anchored_edges"]
 
 _NOTHING = -np.inf
 
@@ -36,10 +36,7 @@ def anchored_edges(graph: ChannelGraph, weights: Mapping[int, Floats], keep: int
     """
     ways = _Ways(graph, weights)
     nodes = sorted(weights)
-    through = [ways.through(graph.block_of[node]) for node in nodes]
-    every = np.concatenate([np.zeros(0), *(part.ravel() for part in through)])
-    order = np.argsort(-every, kind="stable")
-    order = order[every[order] > _NOTHING]
+    order, _ = ways.ranked(nodes)
     low, high = 0, len(order)
     while low < high:  # fewest leading slices whose paths have as many slices as asked for
         middle = (low + high) // 2
@@ -51,6 +48,21 @@ def anchored_edges(graph: ChannelGraph, weights: Mapping[int, Floats], keep: int
     if not exceed and low and _count(found) > keep:
         return ways.completed(nodes, order[: low - 1])
     return found
+
+
+def anchored_chains(graph: ChannelGraph, weights: Mapping[int, Floats]) -> Iterator[Chain]:
+    """The paths that this variant takes, strongest first; each has a kernel slice that those before it lack."""
+    ways = _Ways(graph, weights)
+    nodes = sorted(weights)
+    bounds = np.cumsum([0, *(weights[node].size for node in nodes)])
+    seen: set[tuple[int, int, int]] = set()
+    for place, value in zip(*ways.ranked(nodes), strict=True):
+        number = int(np.searchsorted(bounds, place, "right")) - 1
+        out, i = divmod(int(place - bounds[number]), weights[nodes[number]].shape[1])
+        if (nodes[number], out, i) not in seen:
+            chain = Chain(float(value), tuple(ways.path(nodes[number], out, i)))
+            seen.update(chain.slices)
+            yield chain
 
 
 def _count(kept: Mapping[int, BoolArray]) -> int:
@@ -143,6 +155,29 @@ class _Ways:
         targets = block.targets.reshape(block.groups, -1)
         value = self.ahead.best[block.sources][:, None, :] + self._weight(block) + self.behind.best[targets][:, :, None]
         return np.asarray(value.reshape(block.shape))
+
+    def ranked(self, nodes: list[int]) -> tuple[Vertices, Floats]:
+        """The slices of these layers (counted through all) on any path, best path first, and its value."""
+        through = [self.through(self.graph.block_of[node]).ravel() for node in nodes]
+        every = np.concatenate([np.zeros(0), *through])
+        order = np.argsort(-every, kind="stable")
+        order = order[every[order] > _NOTHING]
+        return order, every[order]
+
+    def path(self, node: int, out: int, i: int) -> Iterator[tuple[int, int, int]]:
+        """The slices of the best path through a slice, of layers that have weights."""
+        block = self.graph.block_of[node]
+        source = int(block.sources[out // (block.shape[0] // block.groups), i])
+        yield from reversed(list(self._trace(self.ahead, source)))
+        yield node, out, i
+        yield from self._trace(self.behind, int(block.targets[out]))
+
+    def _trace(self, side: _Side, vertex: int) -> Iterator[tuple[int, int, int]]:
+        while side.other[vertex] >= 0:
+            node = int(side.block[vertex])
+            if node in self.weights:
+                yield node, *divmod(int(side.slice[vertex]), self.graph.block_of[node].shape[1])
+            vertex = int(side.other[vertex])
 
     def completed(self, nodes: list[int], chosen: Vertices) -> dict[int, BoolArray]:
         """These slices (counted through all ``nodes``) and all slices of their best prefixes and suffixes."""

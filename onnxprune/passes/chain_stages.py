@@ -11,7 +11,7 @@ Layers that are left alone are links from all of their inputs to all of their ou
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -19,9 +19,21 @@ from numpy.typing import NDArray
 
 from onnxprune.passes.channel_graph import Block, ChannelGraph, Vertices
 
-__all__ = ["BlockStage", "LinkStage", "Stage", "Stages", "stages_of"]
+__all__ = ["BlockStage", "Chain", "LinkStage", "Stage", "Stages", "stages_of"]
 
 Floats = NDArray[np.float64]
+
+_HEAD = 16  # edges of a row that are looked at first
+_GAPS = 8  # of them that may be missing
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A path: the logarithm of its product, and its kernel slices from its start to its end as (node of the
+    contraction, output, input within the group)."""
+
+    value: float
+    slices: tuple[tuple[int, int, int], ...]
 
 
 @dataclass
@@ -30,7 +42,8 @@ class BlockStage:
 
     ``source``, ``offset`` [groups·in]: the node of every input and the log gain on the way from it. ``order`` [rows,
     in]: places in ``source``, by falling ``weight`` (ties: as stored); ``weight`` [rows, in + 1]: log weights, closed
-    by −∞. Both are edited as edges leave: a removed edge moves out and −∞ in at the end.
+    by −∞. ``head_order``, ``head_weight`` [rows, few]: the first of them once more, and ``beyond`` [rows]: the weight of
+    the next. As edges leave, their weight becomes −∞; ``gaps`` [rows] counts those among the first.
     """
 
     low: int
@@ -39,10 +52,42 @@ class BlockStage:
     offset: Floats
     order: NDArray[np.int32]
     weight: Floats
+    head_order: Vertices = field(init=False)
+    head_weight: Floats = field(init=False)
+    beyond: Floats = field(init=False)
+    gaps: Vertices = field(init=False)
+
+    def __post_init__(self) -> None:
+        width = min(_HEAD, self.order.shape[1])
+        self.head_order = self.order[:, :width].astype(np.int64)
+        self.head_weight = self.weight[:, :width].copy()
+        self.beyond = self.weight[:, width].copy()
+        self.gaps = np.zeros(len(self.order), np.int64)
 
     @property
     def rows(self) -> int:
         return len(self.order)
+
+    def remove(self, row: int, column: int) -> None:
+        """An edge leaves."""
+        self.weight[row, column] = -np.inf
+        if column < self.head_weight.shape[1]:
+            self.head_weight[row, column] = -np.inf
+            self.gaps[row] += 1
+            if self.gaps[row] == _GAPS:
+                self._close_up(row)
+
+    def _close_up(self, row: int) -> None:
+        """Move what is left of a row to its front."""
+        left = (self.weight[row] > -np.inf).nonzero()[0]
+        self.order[row, : len(left)] = self.order[row, left]
+        self.weight[row, : len(left)] = self.weight[row, left]
+        self.weight[row, len(left) :] = -np.inf
+        width = self.head_weight.shape[1]
+        self.head_order[row] = self.order[row, :width]
+        self.head_weight[row] = self.weight[row, :width]
+        self.beyond[row] = self.weight[row, width]
+        self.gaps[row] = 0
 
 
 @dataclass

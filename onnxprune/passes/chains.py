@@ -22,27 +22,15 @@ at the first edge whose weight, even with the best source there is, cannot win.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.passes.anchored_chains import anchored_edges
-from onnxprune.passes.chain_stages import BlockStage, Floats, LinkStage, Stages, stages_of
+from onnxprune.passes.chain_stages import BlockStage, Chain, Floats, LinkStage, Stages, stages_of
 from onnxprune.passes.channel_graph import BoolArray, ChannelGraph, Vertices, consistent_edges
 
-__all__ = ["Chain", "chains", "lean_edges", "lean_mask", "log_weights"]
-
-_HEAD = 12  # edges of a row that are looked at first
-
-
-@dataclass(frozen=True)
-class Chain:
-    """A path: the logarithm of its product, and its kernel slices from its start to its end as (node of the
-    contraction, output, input within the group)."""
-
-    value: float
-    slices: tuple[tuple[int, int, int], ...]
+__all__ = ["Chain", "chains", "lean_edges", "lean_mask", "lean_ranks", "log_weights"]
 
 
 def log_weights(graph: ChannelGraph, norms: Mapping[int, NDArray[np.floating]]) -> dict[int, Floats]:
@@ -106,15 +94,45 @@ def lean_edges(graph: ChannelGraph, weights: Mapping[int, Floats], keep: int, *,
     return kept
 
 
+def lean_ranks(graph: ChannelGraph, weights: Mapping[int, Floats], upto: int) -> dict[int, NDArray[np.int64]]:
+    """When LEAN takes each kernel slice: 0 for the first, a path from its start to its end, then singly by weight.
+
+    Beyond ``upto`` slices, all are taken singly. Slices without a weight (−∞) come last, as stored.
+
+    Returns: node of each listed layer → ranks [out, in per group], all different.
+    """
+    kept = {node: np.zeros(weight.shape, np.bool_) for node, weight in weights.items()}
+    ranks = {node: np.zeros(weight.shape, np.int64) for node, weight in weights.items()}
+    count = 0
+    for chain in chains(graph, weights) if upto > 0 else ():
+        for node, out, i in chain.slices:
+            kept[node][out, i] = True
+            ranks[node][out, i] = count
+            count += 1
+        if count >= upto:
+            break
+    every, bounds = _flat(weights, kept)
+    left = np.argsort(-every, kind="stable")
+    left = left[~np.concatenate([np.zeros(0, np.bool_), *(kept[node].ravel() for node in sorted(weights))])[left]]
+    place = np.empty(len(every), np.int64)
+    place[left] = np.arange(count, len(every))
+    for node, low, high in zip(sorted(weights), bounds[:-1], bounds[1:], strict=True):
+        ranks[node] = np.where(kept[node], ranks[node], place[low:high].reshape(kept[node].shape))
+    return ranks
+
+
+def _flat(weights: Mapping[int, Floats], kept: Mapping[int, BoolArray]) -> tuple[Floats, Vertices]:
+    """Weights of all slices not yet kept (else −∞), layer after layer, and where each layer begins, and the end."""
+    flat = [np.where(kept[node], -np.inf, weights[node]).ravel() for node in sorted(weights)]
+    return np.concatenate([np.zeros(0), *flat]), np.cumsum([0, *(len(part) for part in flat)])
+
+
 def _keep_singly(weights: Mapping[int, Floats], kept: dict[int, BoolArray], count: int) -> None:
     """Keep so many more slices, by weight."""
-    nodes = sorted(weights)
-    flat = [np.where(kept[node], -np.inf, weights[node]).ravel() for node in nodes]
-    every = np.concatenate([np.zeros(0), *flat])
+    every, bounds = _flat(weights, kept)
     best = np.argsort(-every, kind="stable")[: max(count, 0)]
     best = best[every[best] > -np.inf]
-    bounds = np.cumsum([0, *(len(part) for part in flat)])
-    for node, low, high in zip(nodes, bounds[:-1], bounds[1:], strict=True):
+    for node, low, high in zip(sorted(weights), bounds[:-1], bounds[1:], strict=True):
         kept[node].ravel()[best[(best >= low) & (best < high)] - low] = True
 
 
@@ -127,107 +145,114 @@ class _Search:
         self.column = np.zeros(found.size, np.int64)  # place of the best in-edge in its row
         self.before = np.zeros(found.size, np.int64)  # its source
         self.changed = np.zeros(found.size, np.bool_)
-        self.stage = np.zeros(found.size, np.int64)
-        for number, stage in enumerate(found.stages):
-            self.stage[stage.low : stage.low + stage.rows] = number
-            self._evaluate(number, np.arange(stage.rows))
+        self.stage = [0] * found.size
+        self.rows = [_Rows(self, number) for number in range(len(found.stages))]
+        for number, rows in enumerate(self.rows):
+            self.stage[rows.low : rows.high] = [number] * (rows.high - rows.low)
+            rows.evaluate(np.arange(rows.high - rows.low))
         self.changed[:] = False
 
     def take(self) -> Chain | None:
         """The best path, whose edges leave; None where no product is above 1."""
         score = self.distance + self.found.bonus
         end = int(score.argmax())
-        if score[end] <= 0:
+        value = score.item(end)
+        if value <= 0:
             return None
-        path = self._path(end)
-        chain = Chain(float(score[end]), tuple(self._slice(node) for node in path))
-        for node in path:
-            self._remove(node)
-        self._update(path)
-        return chain
+        lost, slices = self._remove_path(end)
+        self._update(lost)
+        return Chain(value, slices)
 
-    def _path(self, end: int) -> list[int]:
-        """The nodes whose best in-edge is a slice of the best path to a node, from its start on."""
-        path, node = [], end
-        while True:
-            stage = self.found.stages[self.stage[node]]
-            source = int(self.before[node])
+    def _remove_path(self, node: int) -> tuple[dict[int, int], tuple[tuple[int, int, int], ...]]:
+        """Take the slices of the best path to a node out; stage → row that lost its best edge, and the slices."""
+        lost: dict[int, int] = {}
+        slices = []
+        stages, distance = self.found.stages, self.distance
+        starts = False
+        while not starts:
+            number = self.stage[node]
+            stage, source = stages[number], self.before.item(node)
             if isinstance(stage, BlockStage):
-                path.append(node)
-                place = stage.order[node - stage.low, self.column[node]]
-                if self.distance[source] + stage.offset[place] <= 0:
-                    return path[::-1]
+                row, column = node - stage.low, self.column.item(node)
+                place = stage.order.item(row, column)
+                slices.append((stage.block.node, row, place % stage.block.shape[1]))
+                stage.remove(row, column)
+                lost[number] = row
+                starts = distance.item(source) + stage.offset.item(place) <= 0
             node = source
+        return lost, tuple(slices[::-1])
 
-    def _slice(self, node: int) -> tuple[int, int, int]:
-        stage = self.found.stages[self.stage[node]]
-        assert isinstance(stage, BlockStage)
-        row = node - stage.low
-        return stage.block.node, row, int(stage.order[row, self.column[node]]) % stage.block.shape[1]
-
-    def _remove(self, node: int) -> None:
-        """The best in-edge of a node leaves its row."""
-        stage = self.found.stages[self.stage[node]]
-        assert isinstance(stage, BlockStage)
-        row, column = node - stage.low, int(self.column[node])
-        stage.order[row, column:-1] = stage.order[row, column + 1 :]
-        stage.weight[row, column:-1] = stage.weight[row, column + 1 :]
-
-    def _update(self, path: list[int]) -> None:
+    def _update(self, lost: dict[int, int]) -> None:
         """Evaluate again what depends on the edges that left."""
-        lost = {int(self.stage[node]): node for node in path}
-        pending = [False] * len(self.found.stages)
+        pending = [False] * len(self.rows)
         for number in lost:
             pending[number] = True
+        readers, changed = self.found.readers, self.changed
         for number in range(min(lost), len(pending)):
             if not pending[number]:
                 continue
-            stage = self.found.stages[number]
-            high = stage.low + stage.rows
-            stale = self.changed[self.before[stage.low : high]]
+            rows = self.rows[number]
+            stale = changed.take(rows.before)
             if number in lost:
-                stale[lost[number] - stage.low] = True
-            rows = stale.nonzero()[0]
-            if len(rows) and self._evaluate(number, rows):
-                for reader in self.found.readers[number]:
+                stale[lost[number]] = True
+            found = stale.nonzero()[0]
+            if len(found) and rows.evaluate(found):
+                for reader in readers[number]:
                     pending[reader] = True
-        self.changed[:] = False
+        changed[:] = False
 
-    def _evaluate(self, number: int, rows: Vertices) -> bool:
-        """Distances of these rows of a stage; whether any changed."""
-        stage = self.found.stages[number]
-        if isinstance(stage, LinkStage):
-            best, column, before = self._links(stage, rows)
-        else:
-            best, column, before = self._slices(stage, rows)
-        nodes = rows + stage.low
-        differs = best != self.distance[nodes]
-        self.column[nodes] = column
-        self.before[nodes] = before
-        self.distance[nodes] = best
-        self.changed[nodes] = differs
-        return bool(differs.any())
+
+class _Rows:
+    """The rows of a stage, with views of what a search knows of its nodes."""
+
+    def __init__(self, search: _Search, number: int) -> None:
+        self.stage = search.found.stages[number]
+        self.low = self.stage.low
+        self.high = self.low + self.stage.rows
+        own = slice(self.low, self.high)
+        self.every = search.distance
+        self.distance, self.changed = search.distance[own], search.changed[own]
+        self.column, self.before = search.column[own], search.before[own]
+        self.is_block = isinstance(self.stage, BlockStage)
+        self.ahead = np.empty(self.stage.source.shape)
+
+    def evaluate(self, rows: Vertices) -> bool:
+        """Distances of these rows anew; whether any changed."""
+        stage = self.stage
+        best, column, before = self._slices(stage, rows) if isinstance(stage, BlockStage) else self._links(stage, rows)
+        differs = best != self.distance.take(rows)
+        self.column[rows] = column
+        self.before[rows] = before
+        if not differs.any():
+            return False
+        self.distance[rows] = best
+        self.changed[rows] = differs
+        return True
 
     def _links(self, stage: LinkStage, rows: Vertices) -> tuple[Floats, Vertices, Vertices]:
         sources = stage.source[rows]
-        sums = self.distance[sources] + stage.weight[rows]
+        sums = self.every.take(sources) + stage.weight[rows]
         column = sums.argmax(axis=1)
         every = np.arange(len(rows))
         return sums[every, column], column, sources[every, column]
 
     def _slices(self, stage: BlockStage, rows: Vertices) -> tuple[Floats, Vertices, Vertices]:
-        ahead = self.distance[stage.source] + stage.offset
+        ahead = self.ahead
+        self.every.take(stage.source, out=ahead, mode="clip")
+        ahead += stage.offset
         np.maximum(ahead, 0.0, out=ahead)
-        order, weight = stage.order[rows, :_HEAD], stage.weight[rows, : _HEAD + 1]
-        width = order.shape[1]
-        sums = ahead[order] + weight[:, :width]
+        order = stage.head_order.take(rows, axis=0)
+        sums = ahead.take(order)
+        sums += stage.head_weight.take(rows, axis=0)
         column = sums.argmax(axis=1)
-        every = np.arange(len(rows))
-        best = sums[every, column]
-        if width < stage.order.shape[1]:
-            unsure = (weight[:, width] + ahead.max() >= best).nonzero()[0]
-            if len(unsure):
-                full = ahead[stage.order[rows[unsure]]] + stage.weight[rows[unsure], :-1]
-                column[unsure] = full.argmax(axis=1)
-                best[unsure] = full[np.arange(len(unsure)), column[unsure]]
-        return best, column, stage.source[stage.order[rows, column]]
+        first = np.arange(0, sums.size, sums.shape[1])
+        first += column
+        best, place = sums.take(first), order.take(first)
+        unsure = (stage.beyond.take(rows) + ahead.max() >= best).nonzero()[0]
+        if len(unsure):
+            full = stage.order[rows[unsure]]
+            wide = ahead[full] + stage.weight[rows[unsure], :-1]
+            column[unsure] = far = wide.argmax(axis=1)
+            every = np.arange(len(unsure))
+            best[unsure], place[unsure] = wide[every, far], full[every, far]
+        return best, column, stage.source.take(place)

@@ -50,6 +50,7 @@ def slices(channel_map: ChannelMap, c: Contraction) -> FloatArray:
 def laid_out(values: NDArray[Number], operator: str, c: Contraction) -> NDArray[Number]:
     """An array of the weight's shape as [out, in per group, kernel elements…]."""
     if operator in GATES:  # [directions, gates·hidden, in] → [hidden, in, gates, directions]
+        values = values.swapaxes(1, 2) if c.out_axis == 2 else values
         gates = values.reshape(len(values), GATES[operator], -1, values.shape[2])
         return gates.transpose(2, 3, 1, 0)
     if "Conv" not in operator:

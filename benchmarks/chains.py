@@ -1,0 +1,171 @@
+"""How long LEAN's selection takes: the path search on dense layers, and the whole of it on a ResNet-50.
+
+``layers`` are those of the LEAN authors' own benchmark: L layers of C channels, every channel joined to every channel
+of the next layer, a share of the edges above 1 (uniform in 1 … 2, the others in 0 … 1), a tenth of the edges kept. The
+channel graph of such a chain is built directly. ``ResNet-50``: the channel graph of the exported model (random
+weights), operator norms of all kernel slices, and the selection of 2 % of them; the norms are scaled layer by layer so
+that the given share is above 1, as trained nets with normalisations between have them. ``norms``: all kernel slices of
+its 3×3 layers at once, beside a loop that transforms one kernel at a time on the same grid (timed on a sample).
+
+Times are seconds of one core (user and system time of this process; run it with OMP_NUM_THREADS=1), so that other work
+on the machine counts as little as possible. The exponent is the slope of log time over log edges.
+
+Example:
+    $ OMP_NUM_THREADS=1 python benchmarks/chains.py --json chains.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from onnxprune.graph import Graph
+from onnxprune.ops import build_map
+from onnxprune.passes.chains import lean_edges, lean_mask
+from onnxprune.passes.channel_edges import channel_graph
+from onnxprune.passes.channel_graph import Block, ChannelGraph, Span
+from onnxprune.passes.norms import operator_block, operator_norms, slices
+
+LAYOUTS = ((10, 256), (40, 128), (10, 512), (50, 256))
+SHARES = (0.02, 0.2)
+KEPT = 0.1
+TARGETS = {"50 × 256": 20.0, "ResNet-50": 20.0}
+LEAST_RATIO = 100.0
+GRID = 128  # points of the authors' transform
+SAMPLE = 2000  # kernels that the loop is timed on
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Row:
+    """``above``: share of the edges above 1; ``seconds`` of one core; ``target``: at most so many, or None."""
+
+    what: str
+    above: float
+    edges: int
+    kept: int
+    seconds: float
+    target: float | None
+
+
+def dense(layers: int, channels: int, above: float, seed: int = 0) -> tuple[ChannelGraph, dict[int, Floats]]:
+    """A chain of dense layers and the log weights of its edges."""
+    rng = np.random.default_rng(seed)
+    spans = tuple(Span(f"t{i}", 0, i * channels, channels) for i in range(layers + 1))
+    blocks, weights = [], {}
+    for i in range(layers):
+        first = np.arange(i * channels, (i + 1) * channels)
+        blocks.append(Block(i, first[None], first + channels, np.zeros(channels)))
+        low, high = rng.random((2, channels, channels))
+        weights[i] = np.log(np.where(rng.random((channels, channels)) < above, 1 + high, low))
+    none = np.zeros(0, np.int64)
+    last = np.arange(layers * channels, (layers + 1) * channels)
+    return ChannelGraph(spans, tuple(blocks), none, none, np.zeros(0), none, none, np.arange(channels), last), weights
+
+
+def layout(layers: int, channels: int, above: float) -> Row:
+    graph, weights = dense(layers, channels, above)
+    edges = layers * channels**2
+    start = time.process_time()
+    kept = lean_edges(graph, weights, int(KEPT * edges))
+    seconds = time.process_time() - start
+    name = f"{layers} × {channels}"
+    return Row(name, above, edges, sum(int(held.sum()) for held in kept.values()), seconds, TARGETS.get(name))
+
+
+def resnet(path: Path, above: float, keep: float = 0.02) -> Row:
+    """Everything from the model to the mask, reading the file apart."""
+    model = onnx.load(path)
+    start = time.process_time()
+    channel_map = build_map(Graph(model))
+    graph = channel_graph(channel_map)
+    norms = {}
+    for c in channel_map.contractions:
+        norm = operator_block(channel_map, c).astype(np.float64)
+        norms[c.node] = norm / max(float(np.quantile(norm, 1 - above)), 1e-300)
+    edges = sum(norm.size for norm in norms.values())
+    kept = lean_mask(graph, norms, int(keep * edges))
+    seconds = time.process_time() - start
+    return Row("ResNet-50", above, edges, sum(int(h.sum()) for h in kept.values()), seconds, TARGETS["ResNet-50"])
+
+
+def norm_ratio(path: Path) -> tuple[int, float, float]:
+    """Kernels, seconds for all of them at once (grid as asked for), seconds for all by a loop (from a sample)."""
+    channel_map = build_map(Graph(onnx.load(path)))
+    held = [slices(channel_map, c) for c in channel_map.contractions]
+    held = [w for w in held if w.shape[2:] == (3, 3)]
+    start = time.process_time()
+    for w in held:
+        operator_norms(w)
+    together = time.process_time() - start
+    flat = np.concatenate([w.reshape(-1, 3, 3) for w in held])
+    start = time.process_time()
+    for kernel in flat[:SAMPLE]:
+        float(np.abs(np.fft.fft2(kernel, (GRID, GRID))).max())
+    return len(flat), together, (time.process_time() - start) / min(SAMPLE, len(flat)) * len(flat)
+
+
+def exponent(rows: Sequence[Row]) -> float:
+    logs = np.log([[row.edges, row.seconds] for row in rows])
+    return float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
+
+
+def exported_resnet(folder: Path) -> Path | None:
+    """The network of ``benchmarks/networks.py``; None without torch."""
+    try:
+        from networks import export
+    except ImportError:
+        return None
+    export("resnet50", folder / "resnet50.onnx")
+    return folder / "resnet50.onnx"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--resnet", type=Path, help="an exported ResNet-50; default: the one of networks.py")
+    parser.add_argument("--json", type=Path, help="write the numbers here")
+    chosen = parser.parse_args()
+    console = Console()
+    rows = [layout(layers, channels, above) for layers, channels in LAYOUTS for above in SHARES]
+    fits = {above: exponent([row for row in rows if row.above == above]) for above in SHARES}
+    ratio = None
+    with tempfile.TemporaryDirectory() as folder:
+        path = chosen.resnet or exported_resnet(Path(folder))
+        if path is not None:
+            rows += [resnet(path, above) for above in SHARES]
+            ratio = norm_ratio(path)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("layers × channels", "above 1", "edges", "kept", "seconds", "aim"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        aim = "" if row.target is None else f"≤ {row.target:g}: {'yes' if row.seconds <= row.target else 'NO'}"
+        table.add_row(row.what, f"{row.above:.0%}", str(row.edges), str(row.kept), f"{row.seconds:.2f}", aim)
+    console.print(table)
+    for above, fit in fits.items():
+        console.print(f"growth with {above:.0%} above 1: time ~ edges^{fit:.2f}")
+    if ratio is not None:
+        count, together, loop = ratio
+        met = "yes" if loop >= LEAST_RATIO * together else "NO"
+        console.print(
+            f"norms of {count} 3×3 kernels: {together:.2f} s at once, {loop:.1f} s by a loop of transforms "
+            f"on {GRID}² points: {loop / together:.0f} × (≥ {LEAST_RATIO:g}: {met})"
+        )
+    if chosen.json:
+        found = {"rows": [asdict(row) for row in rows], "exponents": fits, "norms": ratio}
+        chosen.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
