@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from onnxprune.errors import UnreachableError
+from onnxprune.passes.channel_graph import EdgeMask
 from onnxprune.passes.cost import Measure
-from onnxprune.passes.kernel_scores import Selection, on_paths
-from onnxprune.passes.kernel_slices import EdgeMask, Kernels
+from onnxprune.passes.kernel_scores import Selection
+from onnxprune.passes.kernel_slices import Kernels, on_paths
 
-__all__ = ["Budget", "within_budget"]
+__all__ = ["Budget", "Fitted", "fitted", "within_budget"]
 
 _FULL = 0.98  # share of the budget from which on it counts as filled
 _PROBES = 12  # models measured at most
@@ -38,41 +39,54 @@ class Budget:
         return (1 - self.sparsity) * self.whole * (1 + 1e-12)
 
 
-def within_budget(kernels: Kernels, selection: Selection, budget: Budget, least: int = 0) -> EdgeMask:
+@dataclass(frozen=True)
+class Fitted:
+    """``mask``: what stays. ``connected``: the share of the slices chosen that were on a path from an input to an
+    output, and so stay."""
+
+    mask: EdgeMask
+    connected: float
+
+
+def within_budget(kernels: Kernels, selection: Selection, budget: Budget) -> Fitted:
     """The largest selection that fits; what is on no path from an input to an output is cut.
 
-    ``least``: slices without which some output would be lost.
     Raises: UnreachableError where even the smallest selection does not fit.
     """
     if budget.measure == "kernels":
-        return _counted(kernels, selection, math.floor(budget.most), budget, max(least, kernels.fixed))
-    low, high = max(least, kernels.fixed), kernels.total
-    best = on_paths(kernels, selection(low))
-    found = budget.size(best)
+        count = math.floor(budget.most)
+        if count < selection.least:
+            raise _unreachable(budget, selection.least)
+        return fitted(kernels, selection, count)
+    low, high = selection.least, kernels.total
+    best = fitted(kernels, selection, low)
+    found = budget.size(best.mask)
     if found > budget.most:
         raise _unreachable(budget, found)
     for _ in range(_PROBES):
         if found >= _FULL * budget.most or high - low <= 1:
             break
         middle = _between(low, high)
-        mask = on_paths(kernels, selection(middle))
-        size = budget.size(mask)
+        tried = fitted(kernels, selection, middle)
+        size = budget.size(tried.mask)
         if size <= budget.most:
-            low, best, found = middle, mask, size
+            low, best, found = middle, tried, size
         else:
             high = middle
     return best
 
 
+def fitted(kernels: Kernels, selection: Selection, count: int) -> Fitted:
+    """At most so many slices, those that always stay included."""
+    chosen = selection.choose(count)
+    mask = on_paths(kernels, chosen)
+    free = kernels.count(chosen) - kernels.fixed
+    return Fitted(mask, (kernels.count(mask) - kernels.fixed) / free if free else 1.0)
+
+
 def _between(low: int, high: int) -> int:
     """The geometric mean: budgets are shares, small ones as important as large ones."""
     return min(max(math.isqrt(max(low, 1) * high), low + 1), high - 1)
-
-
-def _counted(kernels: Kernels, selection: Selection, count: int, budget: Budget, least: int) -> EdgeMask:
-    if count < least:
-        raise _unreachable(budget, least)
-    return on_paths(kernels, selection(count))
 
 
 def _unreachable(budget: Budget, found: float) -> UnreachableError:

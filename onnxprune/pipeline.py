@@ -32,11 +32,12 @@ from onnxprune.layers import Census, Layer, census, layers, what_remains
 from onnxprune.measure import count_weights
 from onnxprune.model_io import LoadedModel, load, save
 from onnxprune.ops import build_map
+from onnxprune.passes.channel_graph import EdgeMask
 from onnxprune.passes.cost import MEASURES, Measure, cost_of
 from onnxprune.passes.flow import Blocks
 from onnxprune.passes.fold import Dead, dead_groups, fold, nonzero_slices, same_channels, signal_blocks
 from onnxprune.passes.kernel_scores import KERNEL_METHODS
-from onnxprune.passes.kernel_slices import EdgeMask, Kernels, cut_kernels, kernels_of
+from onnxprune.passes.kernel_slices import Kernels, cut_kernels, kernels_of
 from onnxprune.passes.latency import Target
 from onnxprune.passes.masked import masked_reference
 from onnxprune.passes.narrow import Narrowed, Restructure, can_narrow, narrow
@@ -345,7 +346,7 @@ def _chosen_kernels(kernels: Kernels, options: Options) -> EdgeMask:
 
     budget = Budget(options.measure, options.sparsity, size, float(getattr(before, options.measure)))
     selection = KERNEL_METHODS[options.method](options.seed).selection(kernels)
-    return within_budget(kernels, selection, budget)
+    return within_budget(kernels, selection, budget).mask
 
 
 def _mapped(model: ModelProto, folder: Path | None) -> ChannelMap:

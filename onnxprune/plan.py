@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelMap
 from onnxprune.errors import UsageError
+from onnxprune.passes.channel_graph import EdgeMask
 from onnxprune.passes.cost import MEASURES
-from onnxprune.passes.kernel_slices import EdgeMask, Kernels
+from onnxprune.passes.kernel_slices import Kernels
 
 __all__ = ["Cut", "KernelCut", "Plan", "keep_of", "kernel_cuts", "mask_of", "plan_of"]
 

@@ -33,7 +33,7 @@ from onnxprune.ops.recurrent import GATES
 from onnxprune.passes.norms import FloatArray
 from onnxprune.weights import weight_values
 
-__all__ = ["Blocks", "Flow", "channel_blocks", "flow", "flow_by_tensor", "picks", "slices_on_paths"]
+__all__ = ["Blocks", "Flow", "channel_blocks", "flow", "flow_by_tensor", "picks"]
 
 Blocks = Mapping[int, FloatArray]
 """Node of a contraction → log norms of its kernel slices, [out, in per group]."""
@@ -128,15 +128,6 @@ def flow(channel_map: ChannelMap, blocks: Blocks, keep: NDArray[np.bool_] | None
     return Flow(*result)
 
 
-def slices_on_paths(channel_map: ChannelMap, blocks: Blocks) -> dict[int, NDArray[np.bool_]]:
-    """Node of a contraction → which kernel slices join a channel that an input reaches to one that reaches an output,
-    bool [out, in per group]."""
-    engine = _Engine(channel_map, blocks, None)
-    ahead = engine.forwards()
-    behind = engine.backwards()
-    return {c.node: engine.joined(c, ahead, behind) for c in channel_map.contractions}
-
-
 class _Engine:
     def __init__(self, channel_map: ChannelMap, blocks: Blocks, keep: NDArray[np.bool_] | None) -> None:
         self.map = channel_map
@@ -221,19 +212,6 @@ class _Engine:
         out = _best_over_inputs(self.blocks.get(index), self._lookup([data], c.inputs, data.top), c)
         rest = self._lookup([data], groups, float(out.max(initial=_NOTHING)))
         return self._scatter(c.outputs, out, groups, rest, len(self._labelled(name)) > 1)
-
-    # ---- both
-
-    def joined(self, c: Contraction, ahead: Mapping[str, _Tensor],
-               behind: Mapping[str, FloatArray]) -> NDArray[np.bool_]:  # fmt: skip
-        """Accessible inputs × co-accessible outputs of a contraction, bool [out, in per group]."""
-        node = self.graph.nodes[c.node]
-        data = ahead.get(node.input[c.data], _Tensor(np.zeros(1, np.int32), np.zeros(1)))
-        made = [_Tensor(self.tensors[n].groups, behind[n]) for n in node.output if n in behind]
-        accessible = self._lookup([data], c.inputs, data.top) > _NOTHING
-        coaccessible = self._lookup(made, c.outputs, max(tensor.top for tensor in made)) > _NOTHING
-        per_group = np.repeat(accessible.reshape(c.groups, -1), len(c.outputs) // c.groups, axis=0)
-        return np.asarray(coaccessible[:, None] & per_group)
 
     # ---- backwards
 

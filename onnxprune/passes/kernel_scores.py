@@ -1,7 +1,8 @@
-"""Methods that rank kernel slices one by one: each gives every slice a score, and the strongest stay.
+"""Methods at kernel granularity: each says which kernel slices stay if so many may.
 
-These are the baselines of both papers. What stays need not be connected: slices that no input reaches any more, or that
-reach no output, are then cut too, since they do nothing (see ``on_paths``).
+Most give every slice a score, and the strongest stay: the baselines of both papers. What stays of them need not be
+connected; slices that no input reaches any more, or that reach no output, are then cut too, since they do nothing (see
+``on_paths``). ``lean`` ranks by chains, which mostly are connected; ``topology`` guarantees it.
 """
 
 from __future__ import annotations
@@ -11,17 +12,26 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelMap, Contraction
-from onnxprune.passes.flow import slices_on_paths
-from onnxprune.passes.fold import signal_blocks
-from onnxprune.passes.kernel_slices import BoolArray, EdgeMask, Kernels
-from onnxprune.passes.norms import FloatArray, frobenius_block, operator_block, slices
+from onnxprune.passes.anchored_chains import anchored_edges
+from onnxprune.passes.chains import lean_ranks, log_weights
+from onnxprune.passes.channel_graph import EdgeMask
+from onnxprune.passes.kernel_slices import Kernels
+from onnxprune.passes.norms import FloatArray, frobenius_block, l1_block, operator_block
+from onnxprune.passes.topology import Connected, connected_selection
 
-__all__ = ["KERNEL_METHODS", "KernelMethod", "Selection", "on_paths", "strongest"]
+__all__ = ["KERNEL_METHODS", "KernelMethod", "Selection", "plain_magnitude", "strongest"]
 
-Selection = Callable[[int], EdgeMask]
-"""How many slices may stay at most, those that always stay included → the edge mask; more slices contain fewer."""
+
+@dataclass(frozen=True)
+class Selection:
+    """``choose``: how many non-zero slices may stay at most, those that always stay included → the edge mask; nearly
+    monotone. ``least``: how many have to."""
+
+    choose: Callable[[int], EdgeMask]
+    least: int
 
 
 class KernelMethod(Protocol):
@@ -43,7 +53,12 @@ class _OneByOne:
         raise NotImplementedError
 
     def selection(self, kernels: Kernels) -> Selection:
-        return strongest(kernels, {c.node: self.scores(kernels.channel_map, c) for c in kernels.channel_map.contractions})
+        return strongest(kernels, _scored(kernels, self.scores))
+
+
+def _scored(kernels: Kernels, score: Callable[[ChannelMap, Contraction], FloatArray]) -> dict[int, FloatArray]:
+    """Scores of the slices that may be chosen."""
+    return {c.node: score(kernels.channel_map, c) for held in kernels.free for c in held.contractions}
 
 
 @dataclass(frozen=True)
@@ -70,8 +85,7 @@ class L1(_OneByOne):
     name: ClassVar[str] = "l1"
 
     def scores(self, channel_map: ChannelMap, c: Contraction) -> FloatArray:
-        w = slices(channel_map, c)
-        return np.asarray(np.abs(w).reshape(*w.shape[:2], -1).sum(axis=2, dtype=np.float64))
+        return l1_block(channel_map, c).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -117,22 +131,92 @@ def strongest(kernels: Kernels, scores: Mapping[int, FloatArray]) -> Selection:
             chosen[held.node] = flat.reshape(kernels.nonzero[held.node].shape)
         return kernels.mask(chosen)
 
-    return select
+    return Selection(select, kernels.fixed)
 
 
-def on_paths(kernels: Kernels, mask: EdgeMask) -> EdgeMask:
-    """What of a mask lies on a path from an input to an output; slices that may not be chosen stay.
+def plain_magnitude(kernels: Kernels) -> Selection:
+    """Frobenius norms compared across layers as they are: what consistent selection is held against."""
+    return strongest(kernels, _scored(kernels, frobenius_block))
 
-    Cutting the others changes no path, so once is enough.
-    """
-    joined = slices_on_paths(kernels.channel_map, signal_blocks(mask))
-    chosen: dict[int, BoolArray] = {}
+
+@dataclass(frozen=True)
+class Lean:
+    """Slices in the order in which LEAN takes chains of them (Schoonhoven et al. 2020), as published: a chain starts and
+    ends anywhere, as long as its product is above 1; then singly, by operator norm times the gain behind it."""
+
+    seed: int = 0
+    name: ClassVar[str] = "lean"
+
+    def selection(self, kernels: Kernels) -> Selection:
+        weights = _chain_weights(kernels)
+        ranked: dict[int, Selection] = {}  # by how many slices LEAN chose: a search asks for several numbers
+
+        def select(count: int) -> EdgeMask:
+            upto = min((known for known in ranked if known >= count), default=count)
+            if upto not in ranked:
+                ranks = lean_ranks(kernels.graph, weights, upto)
+                ranked[upto] = strongest(kernels, {node: -block.astype(np.float64) for node, block in ranks.items()})
+            return ranked[upto].choose(count)
+
+        return Selection(select, kernels.fixed)
+
+
+@dataclass(frozen=True)
+class AnchoredLean:
+    """LEAN with chains that all run from a model input to a model output."""
+
+    seed: int = 0
+    name: ClassVar[str] = "lean-anchored"
+
+    def selection(self, kernels: Kernels) -> Selection:
+        weights = _chain_weights(kernels)
+
+        def select(count: int) -> EdgeMask:
+            kept = anchored_edges(kernels.graph, weights, count - kernels.fixed, exceed=False)
+            chosen = {held.node: np.logical_or.reduce([kept[node] for node in held.nodes]) for held in kernels.free}
+            mask = kernels.mask(chosen)
+            if kernels.count(mask) <= count:
+                return mask
+            return strongest(kernels, {node: np.where(kept[node], weights[node], -np.inf) for node in kept}).choose(count)
+
+        return Selection(select, kernels.fixed)
+
+
+def _chain_weights(kernels: Kernels) -> dict[int, NDArray[np.float64]]:
+    """Log of operator norm times gain, −∞ for slices that are zero."""
+    return log_weights(kernels.graph, _scored(kernels, operator_block))
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Normalised magnitude, every slice on a kept path, every output reached (after Sahbi 2022)."""
+
+    seed: int = 0
+    name: ClassVar[str] = "topology"
+
+    def selection(self, kernels: Kernels) -> Selection:
+        problem = _connected(kernels)
+        return Selection(
+            lambda count: kernels.mask(connected_selection(problem, count - kernels.fixed)),
+            kernels.fixed + problem.least,
+        )
+
+
+def _connected(kernels: Kernels) -> Connected:
+    """Slices that are zero are not there; those that may not be chosen stay."""
+    strength = {b.node: np.where(kernels.nonzero[b.node], 0.0, -np.inf) for b in kernels.graph.blocks}
+    leader = {node: held.node for held in kernels.free for node in held.nodes}
     for held in kernels.free:
-        chosen[held.node] = np.logical_or.reduce([mask[node] & joined[node] for node in held.nodes])
-    return kernels.mask(chosen)
+        for c in held.contractions:
+            norms = normalised(frobenius_block(kernels.channel_map, c))
+            strength[c.node] = np.where(kernels.nonzero[c.node], norms, -np.inf)
+    return Connected(kernels.graph, strength, frozenset(set(strength) - set(leader)), leader)
 
 
 KERNEL_METHODS: dict[str, Callable[[int], KernelMethod]] = {
+    "lean": Lean,
+    "lean-anchored": AnchoredLean,
+    "topology": Topology,
     "magnitude": Magnitude,
     "l1": L1,
     "sv": OperatorNorm,

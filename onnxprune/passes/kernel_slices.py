@@ -1,8 +1,8 @@
 """Kernel slices as things that may be removed: which there are, where their numbers are stored, and without which.
 
-An *edge mask* says for every contraction which kernel slices stay, bool [out, in per group]. A slice may be chosen
-where its numbers are a stored constant that only contractions read, all in the same layout; a constant that several
-nodes read has one mask for all of them. Slices of other weights, and of layers that are left alone, always stay.
+An *edge mask* says for every contraction which kernel slices stay (see ``channel_graph``). A slice may be chosen where
+its numbers are a stored constant that only contractions of activations read, all in the same layout; a constant that
+several nodes read has one mask for all of them. Slices of other weights, and of layers left alone, always stay.
 
 Zeroing slices leaves every shape as it is, so the result (the masked reference) is the original network with some
 connections cut, and removing what is dead in it is lossless.
@@ -20,15 +20,13 @@ from onnx import TensorProto, numpy_helper
 
 from onnxprune.channels import ChannelMap, Contraction
 from onnxprune.graph import Edge, Graph, attribute, node_name
+from onnxprune.passes.channel_edges import channel_graph
+from onnxprune.passes.channel_graph import BoolArray, ChannelGraph, EdgeMask, consistent_edges
 from onnxprune.passes.fold import nonzero_slices
 from onnxprune.passes.masked import with_constants, zeros
 from onnxprune.passes.norms import laid_out
 
-__all__ = ["BoolArray", "EdgeMask", "Kernels", "StoredKernels", "cut_kernels", "kernels_of"]
-
-BoolArray = NDArray[np.bool_]
-EdgeMask = Mapping[int, BoolArray]
-"""Node of a contraction → which kernel slices stay, bool [out, in per group]."""
+__all__ = ["BoolArray", "EdgeMask", "Kernels", "StoredKernels", "cut_kernels", "kernels_of", "on_paths"]
 
 _RESHAPING = frozenset(("Flatten", "Reshape", "Squeeze", "Unsqueeze"))
 _FOLLOWED = frozenset((*_RESHAPING, "Cast", "DequantizeLinear", "Identity", "Transpose"))
@@ -60,6 +58,7 @@ class Kernels:
     """``nonzero``: which slices are not all zero. ``free``: the stored constants whose slices may be chosen."""
 
     channel_map: ChannelMap
+    graph: ChannelGraph
     nonzero: EdgeMask
     free: tuple[StoredKernels, ...]
 
@@ -89,15 +88,25 @@ class Kernels:
 
 def kernels_of(channel_map: ChannelMap, left_alone: Collection[str] = ()) -> Kernels:
     """The kernel slices of a model. ``left_alone``: names of nodes and tensors whose layers keep all of theirs."""
-    return Kernels(channel_map, nonzero_slices(channel_map), _stored(channel_map, left_alone))
+    found = channel_graph(channel_map)
+    return Kernels(channel_map, found, nonzero_slices(channel_map), _stored(channel_map, found, left_alone))
 
 
-def _stored(channel_map: ChannelMap, left_alone: Collection[str]) -> tuple[StoredKernels, ...]:
+def on_paths(kernels: Kernels, mask: EdgeMask) -> EdgeMask:
+    """What of a mask lies on a path from an input to an output; slices that may not be chosen stay.
+
+    Cutting the others changes no path, so once is enough.
+    """
+    alive = consistent_edges(kernels.graph, mask)
+    return kernels.mask({held.node: np.logical_or.reduce([alive[node] for node in held.nodes]) for held in kernels.free})
+
+
+def _stored(channel_map: ChannelMap, channels: ChannelGraph, left_alone: Collection[str]) -> tuple[StoredKernels, ...]:
     graph = channel_map.graph
     by_name: dict[str, list[tuple[Contraction, list[Edge]]]] = {}
     for c in channel_map.contractions:
         way = _way(channel_map, c)
-        if way and not _is_left_alone(graph, c, left_alone):
+        if way and c.node in channels.block_of and not _is_left_alone(graph, c, left_alone):
             by_name.setdefault(graph.nodes[way[-1][0]].input[way[-1][1]], []).append((c, way))
     found = (_stored_as(channel_map, name, held) for name, held in by_name.items())
     return tuple(held for held in found if held is not None)
