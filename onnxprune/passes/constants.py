@@ -24,9 +24,10 @@ from onnxprune.graph import attribute
 from onnxprune.ops import RULES
 from onnxprune.ops import elementwise as e
 from onnxprune.passes.norms import slices
+from onnxprune.quantised import axis_of, quantised
 from onnxprune.weights import weight_values
 
-__all__ = ["CONSTANT", "LIVE", "MAP", "ZERO", "Carried", "along", "carried_constants", "is_padded"]
+__all__ = ["CONSTANT", "LIVE", "MAP", "ZERO", "Carried", "along", "carried_constants", "is_padded", "reads_zero"]
 
 ZERO, CONSTANT, MAP, LIVE = range(4)
 
@@ -38,6 +39,7 @@ _ELEMENTWISE = frozenset(
 _STEPS = frozenset("BitwiseNot Cast CastLike Ceil Floor IsInf IsNaN Mod Not Round Shrink Sign ThresholdedRelu".split())
 """Functions that may jump between a constant as computed here and as rounded by the runtime."""
 _CONTRACTIONS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
+_INTEGER = frozenset(("ConvInteger", "MatMulInteger", "QGemm", "QLinearConv", "QLinearMatMul"))
 _PASSING = frozenset(
     "Concat DepthToSpace Flatten Gather GlobalAveragePool GlobalMaxPool MaxPool ReduceMax ReduceMean ReduceMin Reshape "
     "Slice SpaceToDepth Split Squeeze Tile Transpose Unsqueeze Upsample".split()
@@ -94,6 +96,10 @@ def _carried(channel_map: ChannelMap, found: dict[str, Carried], nonzero: Mappin
     node = channel_map.graph.nodes[index]
     if index in channel_map.shuffles:
         return _passed(channel_map, found, [channel_map.shuffles[index].source], index, ids)
+    if node.op_type in ("DequantizeLinear", "QuantizeLinear"):
+        return _requantised(channel_map, found, node, ids)
+    if c is not None and quantised(node, c.data) is not None:
+        return _integer_contracted(channel_map, found, nonzero[index], c, ids)
     if c is not None and (node.domain not in ("", "ai.onnx") or node.op_type not in _CONTRACTIONS):
         return None  # fused with an activation, a second operand
     if c is not None:
@@ -187,6 +193,64 @@ def _contracted(channel_map: ChannelMap, found: dict[str, Carried], used: NDArra
             return None
         total = total + bias.ravel() * (beta if isinstance(beta, float) else 1.0)
     return Carried.of(ids, kind, total)
+
+
+def _requantised(channel_map: ChannelMap, found: dict[str, Carried], node: NodeProto, ids: Ids) -> Carried | None:
+    """A zero becomes the zero point, and the zero point a zero; other constants are rounded, so that they are live."""
+    held, rank = found.get(node.input[0]), len(channel_map.shapes.of[node.output[0]])
+    points = _points(channel_map, node, 2)
+    if held is None or points is None:
+        return None
+    along_axis = _place(channel_map, node.output[0])[0] == axis_of(node, 0) % rank
+    if points.size > 1 and not (along_axis and points.ndim == 1 and len(points) == len(ids)):
+        return None
+    kind, value = along(held, ids)
+    point = np.broadcast_to(points.ravel(), (len(ids),)).astype(np.float64)
+    before, after = (point, np.zeros(len(ids))) if node.op_type == "DequantizeLinear" else (np.zeros(len(ids)), point)
+    zero = (kind <= CONSTANT) & (value == before)
+    return Carried.of(ids, np.where(zero, CONSTANT, LIVE).astype(np.int8), after)
+
+
+def _points(channel_map: ChannelMap, node: NodeProto, k: int | None) -> NDArray[np.generic] | None:
+    """The numbers of a zero point, input k of a node; None where it is computed at run time."""
+    graph, name = channel_map.graph, node.input[k] if k is not None and k < len(node.input) else ""
+    if not name:
+        return np.zeros((), np.int8)
+    return graph.values(name) if name in graph.constants else None
+
+
+def reads_zero(channel_map: ChannelMap, c: Contraction, held: Carried) -> NDArray[np.bool_]:
+    """Which inputs (bool [in]) hold a constant that a quantised contraction takes for zero."""
+    node = channel_map.graph.nodes[c.node]
+    parameters = quantised(node, c.data)
+    if parameters is None:
+        return np.zeros(len(c.inputs), np.bool_)
+    kind, value = along(held, c.inputs)
+    points = _points(channel_map, node, parameters.point)
+    if points is None or points.size != 1:
+        return np.zeros(len(c.inputs), np.bool_)
+    return np.asarray((kind <= CONSTANT) & (value == float(points.ravel()[0])))
+
+
+_RESULT_POINT = {"QLinearConv": 7, "QLinearMatMul": 7, "QGemm": 8}
+"""The zero point of the result; other contractions of integers make plain numbers."""
+
+
+def _integer_contracted(channel_map: ChannelMap, found: dict[str, Carried], used: NDArray[np.bool_], c: Contraction,
+                        ids: Ids) -> Carried | None:  # fmt: skip
+    """Outputs of which every input with a non-zero slice holds its zero point, and whose bias is zero."""
+    node = channel_map.graph.nodes[c.node]
+    held = found.get(node.input[c.data])
+    points = _points(channel_map, node, _RESULT_POINT.get(node.op_type))
+    if not np.array_equal(ids, c.outputs) or points is None or points.size != 1 or node.op_type not in _INTEGER:
+        return None
+    zero = np.zeros(len(c.inputs), np.bool_) if held is None else reads_zero(channel_map, c, held)
+    rows = np.repeat(np.arange(c.groups), len(used) // c.groups)
+    silent = ~np.any(used & ~zero.reshape(c.groups, -1)[rows], axis=1)
+    if c.bias is not None:
+        bias = weight_values(channel_map.graph, node.input[c.bias]).ravel()
+        silent &= (bias == 0) if bias.size == len(ids) else np.bool_(False)
+    return Carried.of(ids, np.where(silent, CONSTANT, LIVE).astype(np.int8), np.full(len(ids), float(points.ravel()[0])))
 
 
 def along(held: Carried | None, ids: Ids) -> tuple[NDArray[np.int8], NDArray[np.float64]]:

@@ -73,6 +73,8 @@ _APART = frozenset(
 )  # fmt: skip
 """Operators of which a channel depends on the same channels of what is read, and on channels that end here."""
 
+_BY_RANGE = frozenset(("DynamicQuantizeLSTM", "DynamicQuantizeMatMul"))
+"""Contractions that quantise what they read by its range: a channel counts though all its weights are zero."""
 _PICKING = frozenset(("Gather", "Slice", "Split"))
 _SIZES = frozenset(("Shape", "Size"))
 
@@ -86,6 +88,15 @@ def picks(channel_map: ChannelMap, index: int, k: int) -> bool:
         sum(ids is not None for ids in channel_map.axes.get(name, ())) for name in (node.input[0], *node.output)
     )
     return all(count == read for count in made)  # an axis that became plain holds channels that no label tells apart
+
+
+def keeps_apart(channel_map: ChannelMap, index: int, k: int) -> bool:
+    """Whether a node other than a contraction computes channels from the same channels of its input k alone."""
+    node = channel_map.graph.nodes[index]
+    key = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+    if key == "MatMul":  # not if they are summed over
+        return channel_map.axes.get(node.input[k], (None,) * 2)[-1 - k] is None
+    return index in channel_map.shuffles or key in _APART
 
 
 def flow_by_tensor(channel_map: ChannelMap, blocks: Blocks,
@@ -254,6 +265,8 @@ class _Engine:
         c = self.contraction.get(index)
         if c is not None and k in (c.weight, c.bias):
             return np.full(len(groups), _NOTHING)  # no path begins in a weight
+        if mixing and self.graph.nodes[index].op_type in _BY_RANGE:
+            return np.full(len(groups), max(tensor.top for tensor in outputs))
         if c is not None and k == c.data:
             return self._back_through(index, name, groups, c, outputs)
         top = max(tensor.top for tensor in outputs)
@@ -276,12 +289,7 @@ class _Engine:
 
     def _is_apart(self, index: int, k: int, names: Sequence[str]) -> bool:
         """Whether a node keeps the channels of input k apart: by what it is, and as no group runs along two axes."""
-        node = self.graph.nodes[index]
-        key = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-        if key == "MatMul":
-            if self.map.axes.get(names[0], (None,) * 2)[-1 - k] is not None:
-                return False  # summed over
-        elif index not in self.map.shuffles and key not in _APART:
+        if not keeps_apart(self.map, index, k):
             return False
         several = [n for n in names if len(self._labelled(n)) > 1]
         return all(sum(len(np.unique(ids)) for ids in self._labelled(n)) == len(self.groups(n)) for n in several)

@@ -26,9 +26,10 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from onnxprune.channels import ChannelMap, Contraction, Ids
 from onnxprune.graph import Edge, attribute, constant_of
-from onnxprune.passes.constants import CONSTANT, LIVE, MAP, ZERO, Carried, along, carried_constants, is_padded
-from onnxprune.passes.flow import flow_by_tensor, picks
+from onnxprune.passes.constants import CONSTANT, LIVE, MAP, ZERO, Carried, along, carried_constants, is_padded, reads_zero
+from onnxprune.passes.flow import flow_by_tensor, keeps_apart, picks
 from onnxprune.passes.norms import FloatArray, slices
+from onnxprune.quantised import quantised
 from onnxprune.weights import weight_values
 
 __all__ = ["Dead", "dead_groups", "fold", "nonzero_slices", "same_channels", "signal_blocks"]
@@ -90,6 +91,7 @@ def dead_groups(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], *, me
         if channel_map.graph.nodes[c.node].input[c.data] not in demand:
             needed[c.inputs] = True  # reads a stored constant
     needed |= _inside(channel_map)
+    needed |= _off_zero(channel_map, nonzero, carried)
     for name, (groups, backward) in demand.items():
         kind = _kinds(channel_map, carried.get(name), groups)
         wanted = backward > -np.inf
@@ -103,6 +105,19 @@ def dead_groups(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], *, me
     into = _take_over(channel_map, nonzero, carried, demand, needed) if merge else {}
     _still_needed(channel_map, needed)
     return Dead(needed, carried, into, _read(channel_map, demand), merge)
+
+
+def _off_zero(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], carried: Mapping[str, Carried]) -> BoolArray:
+    """Groups (bool [groups]) whose constant, 0 too, a quantised contraction does not read as its zero point."""
+    found = np.zeros(channel_map.groups, np.bool_)
+    for c in channel_map.contractions:
+        node = channel_map.graph.nodes[c.node]
+        held = carried.get(node.input[c.data])
+        if held is not None and quantised(node, c.data) is not None:
+            used = np.any(nonzero[c.node].reshape(c.groups, -1, nonzero[c.node].shape[1]), axis=1).ravel()
+            constant = along(held, c.inputs)[0] <= CONSTANT
+            found[c.inputs[used & constant & ~reads_zero(channel_map, c, held)]] = True
+    return found
 
 
 def _inside(channel_map: ChannelMap) -> BoolArray:
@@ -181,8 +196,11 @@ def _absorbed(channel_map: ChannelMap, name: str, held: Carried, groups: Ids, me
             continue  # goes on telling the old size
         if c is not None and k == c.data:
             read = c.inputs[along(held, c.inputs)[0] == CONSTANT]
-            if not _takes_over(channel_map, c, merge) or not np.all(np.isin(groups, read)):
-                return np.zeros(len(groups), np.bool_)
+            read_as_zero = c.inputs[reads_zero(channel_map, c, held)]
+            takes_over = _takes_over(channel_map, c, merge) and np.all(np.isin(groups, read))
+            result &= takes_over | np.isin(groups, read_as_zero)
+        elif not keeps_apart(channel_map, index, k):
+            return np.zeros(len(groups), np.bool_)
         elif node.op_type not in ("Slice", "Split", "Gather") or k > 0:
             result &= np.isin(groups, _passed_on(channel_map, index))
     return result
