@@ -107,6 +107,9 @@ CASES = [
     image("the same padding twice", f"{ALL} d = Pad(c, pads) e = Pad(c, pads) s = Conv(d, v) t = Conv(e, u) "
           "y = Add(s, t)", {"v": (4, 3, 3, 3), "u": (4, 3, 3, 3)}, "Add Conv Conv Conv Pad",
           v=only(12, 4, 5, 6, kernel=3), u=2 * only(12, 4, 5, 6, kernel=3), pads=np.array([0, 0, 1, 1, 0, 0, 1, 1])),
+    image("the same operator with other attributes", f"{ALL} d = LeakyRelu<alpha=0.1>(c) e = LeakyRelu<alpha=0.7>(c) "
+          "s = Conv(d, v) t = Conv(e, u) y = Add(s, t)", {"v": (4, 3, 1, 1), "u": (4, 3, 1, 1)},
+          "Add Conv Conv Conv LeakyRelu LeakyRelu", v=only(12, 4, 5, 6), u=2 * only(12, 4, 5, 6)),
     image("normalised", f"{ALL} d = BatchNormalization(c, gain, shift, mean, var) y = Conv(d, v)",
           {"v": (4, 4, 1, 1), "gain": (4,)}, "Conv Conv BatchNormalization", v=only(12, 0, 1, 2, 3), **AFFINE),
     image("pooled and resized", f'{ALL} d = MaxPool<kernel_shape=[2,2]>(c) e = Resize<mode="nearest">(d, , scales) '
