@@ -27,19 +27,22 @@ _FUSED = frozenset("BatchNormalization Clip Relu LeakyRelu Sigmoid Tanh HardSigm
 
 @dataclass(frozen=True)
 class Target:
-    """What a target takes. ``start``: µs for any node. By µs: numbers ``copied``, passed through an element-wise function
-    (``computed``), brought from or into blocks or columns (``ordered``), read as a weight (``loaded``), and
-    multiply-accumulates (``multiplied``). ``block``: channels of a block of its convolutions; 0 where there are none.
+    """What a target takes. ``start``: µs for any node. By µs: numbers written by copies and element-wise functions, for
+    the first ``cached`` of a tensor (``near``) and beyond (``far``); numbers brought from or into blocks or columns
+    (``ordered``) or read as a weight (``loaded``); multiply-accumulates, in blocks (``blocked``) and in products of
+    matrices (``multiplied``). ``block``: channels of a block of its convolutions; 0 where there are none.
 
     The defaults are those of ONNX Runtime on one thread with AVX-512.
     """
 
     start: float = 1.0
-    copied: float = 3000.0
-    computed: float = 3000.0
+    near: float = 10000.0
+    far: float = 3000.0
+    cached: float = 262144.0
     ordered: float = 6000.0
     loaded: float = 4000.0
-    multiplied: float = 50000.0
+    blocked: float = 50000.0
+    multiplied: float = 75000.0
     block: int = 16
 
 
@@ -56,7 +59,7 @@ def microseconds(target: Target, node: NodeProto, shapes: Mapping[str, Shape], a
     if op in _CONTRACTIONS:
         return target.start + _product(target, node, shapes, made)
     if op in _COPIES:
-        return target.start + made / target.copied
+        return target.start + _written(target, made)
     if op in _FUSED and after in _FUSING:
         return 0.0
     return _elementwise(target, node, shapes)
@@ -70,12 +73,16 @@ def unfused(target: Target, node: NodeProto, shapes: Mapping[str, Shape]) -> flo
 def _elementwise(target: Target, node: NodeProto, shapes: Mapping[str, Shape]) -> float:
     made = sum(prod(shapes.get(name, ())) for name in node.output if name)
     read = max((prod(shapes.get(name, ())) for name in node.input if name), default=0)
-    return target.start + max(made, read) / target.computed
+    return target.start + _written(target, max(made, read))
+
+
+def _written(target: Target, numbers: int) -> float:
+    return min(numbers, target.cached) / target.near + max(0.0, numbers - target.cached) / target.far
 
 
 def _product(target: Target, node: NodeProto, shapes: Mapping[str, Shape], made: int) -> float:
     """A matrix product, or what is computed as one; a single row takes what reading the weight takes."""
-    data, weight = shapes.get(node.input[0], (1,)), shapes.get(node.input[1], ())
+    data, weight = shapes.get(node.input[0]) or (1,), shapes.get(node.input[1], ())
     if node.op_type == "ConvTranspose":
         work = prod(data) * prod(weight[1:])
     else:
@@ -90,16 +97,18 @@ def _convolution(target: Target, node: NodeProto, shapes: Mapping[str, Shape]) -
     ONNX Runtime computes two-dimensional convolutions in blocks, but for those that read a block of channels or more,
     and no multiple of 4.
     """
-    weight, made = shapes[node.input[1]], shapes[node.output[0]]
+    weight, made = shapes.get(node.input[1], ()), shapes.get(node.output[0], ())
+    if len(weight) < 3 or len(made) != len(weight):
+        return 0.0  # not known
     groups = attribute(node, "group")
     count = groups if isinstance(groups, int) else 1
     read, out, kernel, space = weight[1], made[1] // count, prod(weight[2:]), made[0] * prod(made[2:])
     if count > 1 and read == out == 1:
-        return 2 * made[1] * kernel * space / target.multiplied + made[1] * space / target.ordered
+        return 2 * made[1] * kernel * space / target.blocked + made[1] * space / target.ordered
     if len(weight) == 4 and target.block and _is_blocked(target, count, read, out):
         width = ceil(out / target.block) * target.block
         apart = width * space if out < target.block or out % 4 else 0
-        return count * (read * width * kernel * space / target.multiplied + apart / target.ordered)
+        return count * (read * width * kernel * space / target.blocked + apart / target.ordered)
     columns = read * kernel * space * (1.6 if out > 1 else 1) if kernel > 1 else 0
     return count * (read * out * kernel * space / target.multiplied + columns / target.ordered + target.start)
 
