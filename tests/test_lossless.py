@@ -249,6 +249,8 @@ EXTREMES = [
     image("the first of all constants is read by nobody", "k = Conv(r, u) y = Conv<pads=[1,1,1,1]>(k, v, c)",
           {"v": (4, 2, 3, 3)}, w=np.zeros((8, 3, 3, 3), np.float32), b=np.ones(8, np.float32),
           u=numbers("u", 8, 8, 1, 1), v=zeroed(V3, (ALL, 0)), c=C),
+    image("constants whose only reader is not read", "k = Conv<pads=[1,1,1,1]>(r, u) l = Conv(x, o) s = Add(k, l) "
+          "y = Conv(l, v)", {"v": (4, 8, 1, 1)}, u=numbers("u", 8, 8, 3, 3), v=V1, o=numbers("o", 8, 3, 3, 3)),
     image("a reader of nothing", "y = Conv<pads=[1,1,1,1]>(r, v, c)", {"v": (4, 1, 3, 3)}, v=np.zeros_like(V3), c=C),
     image("a branch that is zero", "s = Conv(r, v) t = Relu(s) u = Conv(t, k) o = Conv(x, l) y = Add(u, o)",
           {"v": (1, 1, 1, 1), "k": (4, 1, 1, 1)}, v=np.zeros((6, 8, 1, 1), np.float32), k=numbers("k", 4, 6, 1, 1),

@@ -272,16 +272,17 @@ def _take_over(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], carrie
     wanted = np.zeros(channel_map.groups, np.bool_)
     for c in channel_map.contractions:
         node = channel_map.graph.nodes[c.node]
-        if node.input[c.data] not in carried or not (node.op_type == "Conv" and is_padded(node)):
+        name = node.input[c.data]
+        if name not in carried or name not in demand or not (node.op_type == "Conv" and is_padded(node)):
             continue
         if not _takes_over(channel_map, c, True):
             continue
-        kind, value = along(carried[node.input[c.data]], c.inputs)
+        kind, value = along(carried[name], c.inputs)
         leaving = (kind == CONSTANT) & np.any(nonzero[c.node][needed[c.outputs]], axis=0) & ~needed[c.inputs]
         if not np.any(leaving):
             continue
         size = np.where(kind == CONSTANT, np.abs(value), 0.0)
-        groups, backward = demand[node.input[c.data]]
+        groups, backward = demand[name]
         wanted[groups] = backward > -np.inf
         staying = np.where(needed[c.inputs] & wanted[c.inputs], size, 0.0)
         wanted[groups] = False
