@@ -85,6 +85,35 @@ CASES = [
         i2=np.array(2),
     ),
     tokens(
+        "queries of a key that keeps all it has",
+        "pq = MatMul(a, k) r = Reshape(pq, h) q = Transpose<perm=[0,2,1,3]>(r) u = Unsqueeze(x, i1) e = Expand(u, i2) "
+        "t = Transpose<perm=[0,1,3,2]>(e) s = MatMul(q, t) n = Softmax<axis=-1>(s) o = MatMul(n, e) "
+        "c = Transpose<perm=[0,2,1,3]>(o) z = Reshape(c, j)",
+        8 + 4,
+        wide=24,
+        k=(8, 24),
+        h=ints(0, 0, 4, 6),
+        j=ints(0, 0, -1),
+        i1=ints(1),
+        i2=ints(1, 4, 1, 1),
+    ),
+    tokens(
+        "groups of queries of keys that keep all they have",
+        "pq = MatMul(a, k) r = Reshape(pq, h) q = Transpose<perm=[0,2,1,3]>(r) l = Reshape(x, g) "
+        "f2 = Transpose<perm=[0,2,1,3]>(l) u = Unsqueeze(f2, i1) f = Expand(u, i2) e = Reshape(f, i3) "
+        "t = Transpose<perm=[0,1,3,2]>(e) s = MatMul(q, t) n = Softmax<axis=-1>(s) o = MatMul(n, e) "
+        "c = Transpose<perm=[0,2,1,3]>(o) z = Reshape(c, j)",
+        8 + 4,
+        wide=24,
+        k=(8, 24),
+        h=ints(0, 0, 8, 3),
+        g=ints(0, 0, 2, 3),
+        j=ints(0, 0, -1),
+        i1=ints(2),
+        i2=ints(1, 1, 4, 1, 1),
+        i3=ints(2, 8, 5, 3),
+    ),
+    tokens(
         "rotary positions",
         "q = MatMul(a, k) l, r = Split<axis=-1>(q) n = Neg(r) t = Concat<axis=-1>(n, l) m = Mul(q, c) f = Mul(t, s) "
         "z = Add(m, f)",

@@ -85,6 +85,8 @@ def test_cached_keys_keep_their_heads_and_width(networks: ModuleType, tmp_path: 
     result = onnxprune.prune(model, sparsity=0.8)
     keys = next(layer for layer in result.layers if layer.outputs == 16)
     assert keys.outputs_kept == 16
+    queries = next(layer for layer in result.layers if layer.outputs == 32)
+    assert queries.groups_free == 2  # of the two heads that read each key, the first or the second
     assert [list(v.type.tensor_type.shape.dim) for v in result.model.graph.output] == [
         list(v.type.tensor_type.shape.dim) for v in model.graph.output
     ]

@@ -177,7 +177,8 @@ def _target(edit: NodeEditor, axis: int, size: int) -> int:
 def expand(ctx: NodeContext) -> list[Axes]:
     """Axes of size 1 repeated to a given shape, https://onnx.ai/onnx/operators/onnx__Expand.html
 
-    Copies of a constant (the zeros a recurrent layer begins with) are channels of their own: any of them may leave.
+    Copies of a constant (the zeros a recurrent layer begins with), or of what has no channels that could leave (a
+    cached key, for each query head that reads it), are channels of their own: any of them may leave.
     """
     shape, out = ctx.shape(0), ctx.out_shape()
     axes: list[Ids | None] = [None] * (len(out) - len(shape))
@@ -186,7 +187,8 @@ def expand(ctx: NodeContext) -> list[Axes]:
         if size != wide or alone:
             ctx.freeze(ids, "one channel broadcast over many")
         axes.append(ids if size == wide and not alone else None)
-    copied = [a for a in range(len(out)) if ctx.is_constant(0) and _is_copied(ctx, a)]
+    alike = ctx.is_constant(0) or all(ids is None for ids in ctx.axes(0))
+    copied = [a for a in range(len(out)) if alike and _is_copied(ctx, a)]
     carried = carry(ctx, tuple(ctx.builder.fresh(out[a]) if a in copied else ids for a, ids in enumerate(axes)))
     if copied:
         held = ctx.builder.graph.constants.get(ctx.node.input[0])
