@@ -35,14 +35,6 @@ class Wiring:
 
     graph: ChannelGraph
 
-    @cached_property
-    def inputs(self) -> frozenset[int]:
-        return frozenset(self.graph.inputs.tolist())
-
-    @cached_property
-    def outputs(self) -> frozenset[int]:
-        return frozenset(self.graph.outputs.tolist())
-
     def links_out(self, vertex: int) -> NDArray[np.int64]:
         """The vertices that links from a vertex lead to."""
         order, sources = self.by_source
@@ -121,11 +113,11 @@ class BestPaths:
         return best
 
     def prefix(self, vertex: int) -> list[Slice]:
-        """The slices of the best path from a model input to a vertex."""
+        """The slices of the best path from a model input to a vertex, without those at its start that cost nothing."""
         return list(self._backwards(vertex))
 
     def suffix(self, vertex: int) -> list[Slice]:
-        """The slices of the best path from a vertex to a model output."""
+        """The slices of the best path from a vertex to a model output, without those at its end that cost nothing."""
         return list(self._forwards(vertex))
 
     def _split(self, block: Block) -> Floats:
@@ -137,7 +129,7 @@ class BestPaths:
 
     def _backwards(self, vertex: int) -> Iterator[Slice]:
         ahead = self.ahead
-        while vertex not in self.wiring.inputs:
+        while ahead[vertex] != self.start:
             sources = self.wiring.links_into(vertex)
             same = sources[ahead[sources] == ahead[vertex]]
             if len(same):
@@ -156,7 +148,7 @@ class BestPaths:
 
     def _forwards(self, vertex: int) -> Iterator[Slice]:
         graph, behind = self.graph, self.behind
-        while vertex not in self.wiring.outputs:
+        while behind[vertex] != self.start:
             targets = np.concatenate((self.wiring.links_out(vertex), graph.demand_target[graph.demand_source == vertex]))
             same = targets[behind[targets] == behind[vertex]]
             if len(same):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnxprune.channels import ChannelMap, Contraction
 from onnxprune.passes.anchored_chains import anchored_edges
 from onnxprune.passes.chains import lean_ranks, log_weights
-from onnxprune.passes.channel_graph import EdgeMask
+from onnxprune.passes.channel_graph import EdgeMask, accessible
 from onnxprune.passes.kernel_slices import Kernels
 from onnxprune.passes.norms import FloatArray, frobenius_block, l1_block, operator_block
 from onnxprune.passes.topology import Connected, connected_selection
@@ -142,23 +142,35 @@ def plain_magnitude(kernels: Kernels) -> Selection:
 @dataclass(frozen=True)
 class Lean:
     """Slices in the order in which LEAN takes chains of them (Schoonhoven et al. 2020), as published: a chain starts and
-    ends anywhere, as long as its product is above 1; then singly, by operator norm times the gain behind it."""
+    ends anywhere, as long as its product is above 1; then singly, by operator norm times the gain behind it.
+
+    Where these leave an output without any input, the order decides like a strength in ``topology``.
+    """
 
     seed: int = 0
     name: ClassVar[str] = "lean"
 
     def selection(self, kernels: Kernels) -> Selection:
         weights = _chain_weights(kernels)
-        ranked: dict[int, Selection] = {}  # by how many slices LEAN chose: a search asks for several numbers
+        ranked: dict[int, dict[int, FloatArray]] = {}  # by how many slices: a search asks for several numbers
 
         def select(count: int) -> EdgeMask:
             upto = min((known for known in ranked if known >= count), default=count)
             if upto not in ranked:
                 ranks = lean_ranks(kernels.graph, weights, upto)
-                ranked[upto] = strongest(kernels, {node: -block.astype(np.float64) for node, block in ranks.items()})
-            return ranked[upto].choose(count)
+                ranked[upto] = {node: -block.astype(np.float64) for node, block in ranks.items()}
+            return _reaching_all(kernels, ranked[upto], strongest(kernels, ranked[upto]).choose(count), count)
 
         return Selection(select, kernels.fixed)
+
+
+def _reaching_all(kernels: Kernels, scores: Mapping[int, FloatArray], mask: EdgeMask, count: int) -> EdgeMask:
+    """The mask, where it reaches every output that can be reached; else the best by these scores that does."""
+    reached, possible = (accessible(kernels.graph, m)[kernels.graph.outputs] for m in (mask, kernels.nonzero))
+    problem = None if np.array_equal(reached, possible) else _connected(kernels, scores)
+    if problem is None or count - kernels.fixed < problem.least:
+        return mask
+    return kernels.mask(connected_selection(problem, count - kernels.fixed))
 
 
 @dataclass(frozen=True)
@@ -195,21 +207,18 @@ class Topology:
     name: ClassVar[str] = "topology"
 
     def selection(self, kernels: Kernels) -> Selection:
-        problem = _connected(kernels)
+        problem = _connected(kernels, _scored(kernels, lambda m, c: normalised(frobenius_block(m, c))))
         return Selection(
             lambda count: kernels.mask(connected_selection(problem, count - kernels.fixed)),
             kernels.fixed + problem.least,
         )
 
 
-def _connected(kernels: Kernels) -> Connected:
+def _connected(kernels: Kernels, scores: Mapping[int, FloatArray]) -> Connected:
     """Slices that are zero are not there; those that may not be chosen stay."""
-    strength = {b.node: np.where(kernels.nonzero[b.node], 0.0, -np.inf) for b in kernels.graph.blocks}
+    nothing = {b.node: np.zeros(b.shape) for b in kernels.graph.blocks}
+    strength = {n: np.where(kernels.nonzero[n], scores.get(n, nothing[n]), -np.inf) for n in nothing}
     leader = {node: held.node for held in kernels.free for node in held.nodes}
-    for held in kernels.free:
-        for c in held.contractions:
-            norms = normalised(frobenius_block(kernels.channel_map, c))
-            strength[c.node] = np.where(kernels.nonzero[c.node], norms, -np.inf)
     return Connected(kernels.graph, strength, frozenset(set(strength) - set(leader)), leader)
 
 
