@@ -118,12 +118,14 @@ def _declared(tensor: TensorProto) -> ValueInfoProto:
 
 def _write_declarations(settled: Settlement, graph: GraphProto, names: Mapping[str, str]) -> None:
     """Declared shapes follow; declarations of tensors that are gone go too."""
-    stored = {tensor.name for tensor in graph.initializer}
-    there = stored | {name for node in graph.node for name in node.output} | {value.name for value in graph.input}
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    there = stored.keys() | {name for node in graph.node for name in node.output} | {value.name for value in graph.input}
     part = {whole: part for part, whole in names.items()}
     kept = [value for value in graph.value_info if value.name in there]
     for value in kept:
-        if value.name in part:
+        if value.name in stored:  # what was computed from it may be stored now, with more axes
+            value.type.CopyFrom(_declared(stored[value.name]).type)
+        elif value.name in part:
             _set_sizes(value, settled.overlay.shape[value.name], settled.overlay.shape[part[value.name]])
     _replace(graph.value_info, kept)
     _replace(graph.quantization_annotation, [q for q in graph.quantization_annotation if q.tensor_name in there])
