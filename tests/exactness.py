@@ -25,7 +25,7 @@ from onnxprune.ops import build_map
 from onnxprune.passes.masked import masked_reference
 from onnxprune.passes.rewrite import rewrite
 
-__all__ = ["Outcome", "assert_exact", "assert_same_outputs", "model_of", "random_keep"]
+__all__ = ["Outcome", "assert_exact", "assert_same_outputs", "model_of", "random_feeds", "random_keep", "run_model"]
 
 _OPEN = 3  # size fed for an open dimension; the analysis guesses another
 Array = NDArray[np.generic]
@@ -80,8 +80,8 @@ def random_keep(channel_map: ChannelMap, share: float, rng: np.random.Generator)
 # ---- running --------------------------------------------------------------------------------------------------------
 
 
-def _feeds(model: ModelProto, rng: np.random.Generator, sizes: Sizes) -> dict[str, Array]:
-    return {v.name: _feed(v, rng, sizes) for v in _fed(model)}
+def random_feeds(model: ModelProto, rng: np.random.Generator, sizes: Sizes | None = None) -> dict[str, Array]:
+    return {v.name: _feed(v, rng, sizes or {}) for v in _fed(model)}
 
 
 def _fed(model: ModelProto) -> list[onnx.ValueInfoProto]:
@@ -100,7 +100,7 @@ def _feed(value: onnx.ValueInfoProto, rng: np.random.Generator, sizes: Sizes) ->
     return np.asarray(rng.standard_normal(shape)).astype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
 
 
-def _run(model: ModelProto, feeds: Mapping[str, Array]) -> list[Array]:
+def run_model(model: ModelProto, feeds: Mapping[str, Array]) -> list[Array]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -127,14 +127,14 @@ def assert_exact(model: ModelProto, share: float = 0.5, seeds: Iterable[int] = r
         _assert_valid(model, pruned)
         _assert_masked(channel_map, masked)
         _assert_smaller(channel_map, keep, pruned)
-        assert_same_outputs(masked, pruned, _feeds(model, rng, sizes or {}))
+        assert_same_outputs(masked, pruned, random_feeds(model, rng, sizes or {}))
         outcomes.append(Outcome(channel_map, keep, pruned))
     return outcomes
 
 
 def assert_same_outputs(masked: ModelProto, pruned: ModelProto, feeds: Mapping[str, Array]) -> None:
     """Same shapes, types and, to rounding, numbers."""
-    for name, a, b in zip(masked.graph.output, _run(masked, feeds), _run(pruned, feeds), strict=True):
+    for name, a, b in zip(masked.graph.output, run_model(masked, feeds), run_model(pruned, feeds), strict=True):
         assert a.shape == b.shape, f"{name.name}: shape {b.shape}, expected {a.shape}"
         assert a.dtype == b.dtype, f"{name.name}: type {b.dtype}, expected {a.dtype}"
         if a.dtype.kind == "f":

@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from exactness import model_of
+from exactness import model_of, random_feeds, run_model
+from random_models import random_model
 
+from onnxprune.bodies import laid_out
 from onnxprune.graph import Graph
 from onnxprune.ops import build_map
 from onnxprune.passes.channel_edges import channel_graph
 from onnxprune.passes.channel_graph import ChannelGraph, accessible, coaccessible, consistent_edges
+from onnxprune.passes.kernel_slices import cut_kernels, kernels_of
 
 IMAGE = "(float[1,2,8,8] x) => (float[A,B,C,D] y)"
 
@@ -184,3 +187,58 @@ def test_edges_lead_from_lower_to_higher_numbers_in_real_models(models: Any) -> 
         assert np.all(graph.link_source < graph.link_target)
         assert all(block.sources.max() < block.targets.min() for block in graph.blocks)
         assert accessible(graph, {}).all()
+
+
+def test_a_normalisation_mixes_though_its_paths_keep_apart() -> None:
+    graph = graph_of(
+        "(float[1,4,3] x) => (float[A,B,C] y) { a = MatMul(x, w1) b = LayerNormalization(a, g, s) y = MatMul(b, w2) }",
+        w1=(3, 2), w2=(2, 1), g=2, s=2,
+    )  # fmt: skip
+    first, last = graph.blocks
+    mask = {first.node: np.array([[1, 1, 1], [0, 0, 0]], bool), last.node: np.array([[0, 1]], bool)}
+    b = graph.vertices_of("b")[:2]
+    assert accessible(graph, mask)[b].tolist() == [True, False]
+    assert accessible(graph, mask, mixing=True)[b].all()
+    a = first.targets
+    assert coaccessible(graph, mask)[a].tolist() == [False, True]
+    assert coaccessible(graph, mask, mixing=True)[a].all()
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_what_is_out_of_reach_has_no_influence(part: int) -> None:
+    """Random models of all understood operators, with random kernel slices cut: cutting those that end in channels
+    that are not co-accessible changes no output, and outputs that are not accessible do not change with the inputs."""
+    cut, constant = 0, 0
+    for seed in range(20 * part, 20 * part + 20):
+        model = random_model(seed)
+        channel_map = build_map(Graph(laid_out(model)))
+        kernels, graph = kernels_of(channel_map), channel_graph(channel_map)
+        rng = np.random.default_rng(seed)
+        share = rng.choice([0.15, 0.4, 0.7])
+        mask = kernels.mask({held.node: rng.random(kernels.nonzero[held.node].shape) < share for held in kernels.free})
+        feeds, others = random_feeds(model, rng), random_feeds(model, rng)
+        results = run_model(cut_kernels(kernels, mask).graph.model, feeds)
+        behind = coaccessible(graph, mask, mixing=True)
+        read = {block.node: mask[block.node] & behind[block.targets][:, None] for block in graph.blocks}
+        fewer = kernels.mask({
+            held.node: np.logical_or.reduce([read.get(node, mask[node]) for node in held.nodes])
+            for held in kernels.free
+        })  # fmt: skip
+        cut += kernels.count(fewer) < kernels.count(mask)
+        ahead = accessible(graph, mask, mixing=True)
+        without = run_model(cut_kernels(kernels, fewer).graph.model, feeds)
+        moved = run_model(cut_kernels(kernels, mask).graph.model, others)
+        for value, before, after, other in zip(model.graph.output, results, without, moved, strict=True):
+            if before.dtype.kind != "f" or not np.isfinite(before).all():
+                continue
+            allowed = 1e-4 * max(1.0, float(np.abs(before).max(initial=0)))
+            change = before.astype(np.float64) - after.astype(np.float64)
+            assert np.abs(change).max(initial=0) <= allowed, f"seed {seed}: '{value.name}' was read"
+            for span in graph.spans:
+                if span.tensor == value.name and span.axis is not None:
+                    dead = np.flatnonzero(~ahead[span.vertices])
+                    constant += len(dead)
+                    here, there = (np.take(held, dead, span.axis).astype(np.float64) for held in (before, other))
+                    assert np.abs(here - there).max(initial=0) <= allowed, f"seed {seed}: '{value.name}' is reached"
+    assert cut
+    assert constant

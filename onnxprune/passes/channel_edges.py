@@ -6,6 +6,7 @@ the links; its contraction gives a block. What of its inputs is neither, is join
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,13 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.channels import Axes, ChannelMap, Contraction, Ids
-from onnxprune.graph import Graph
+from onnxprune.ops.contraction import conv
+from onnxprune.ops.einsum import einsum
+from onnxprune.ops.recurrent import GATES
+from onnxprune.ops.table import rule_of
 from onnxprune.passes.channel_graph import Block, ChannelGraph, Span, Vertices
 from onnxprune.passes.channel_walk import Step, Walk, walk
+from onnxprune.passes.flow import keeps_apart
 from onnxprune.passes.gains import diagonal_gain
-from onnxprune.shapes import Shapes
 
 __all__ = ["channel_graph"]
+
+_SUMMING = (conv.__module__, einsum.__module__)  # what is left of their inputs' axes passes index by index
 
 _JOINING = "Concat"  # operators with this ending lay operands side by side: a plain one fills the places without ids
 
@@ -27,7 +33,7 @@ _JOINING = "Concat"  # operators with this ending lay operands side by side: a p
 def channel_graph(channel_map: ChannelMap) -> ChannelGraph:
     """The channel graph of a model. Blocks carry the node indices of ``channel_map.contractions``."""
     found = walk(channel_map.graph, channel_map.shapes)
-    assembly = _Assembly(channel_map.graph, channel_map.shapes, found)
+    assembly = _Assembly(channel_map, found)
     for name, axes in found.inputs:
         assembly.add_tensor(name, axes)
     for step in found.steps:
@@ -49,14 +55,15 @@ def _labelled(tensors: Sequence[tuple[str, Axes]], same: Ids) -> list[_Axis]:
 
 
 class _Assembly:
-    def __init__(self, graph: Graph, shapes: Shapes, found: Walk) -> None:
-        self.graph, self.shapes, self.walk = graph, shapes, found
+    def __init__(self, channel_map: ChannelMap, found: Walk) -> None:
+        self.map, self.graph, self.shapes, self.walk = channel_map, channel_map.graph, channel_map.shapes, found
         self.spans: list[Span] = []
         self.place: dict[tuple[str, int | None], Vertices] = {}
         self.of_tensor: dict[str, list[Vertices]] = {}
         self.blocks: list[Block] = []
         self.links: list[tuple[Vertices, Vertices, NDArray[np.float64]]] = []
         self.demands: list[tuple[Vertices, Vertices]] = []
+        self.mixing: list[tuple[Vertices, Vertices]] = []
         self.size = 0
 
     # -- vertices
@@ -103,7 +110,13 @@ class _Assembly:
         joints = [self._joints(r, m) for m in made for r in related[id(m)]]
         ending = [r for r in reads if r.name in joined and (r.name, r.axis) not in used]
         demands = [self._aside(r) for r in ending if not self._feeds(r, contractions)]
-        units = [self._units(c) for c, _ in contractions] if len(step.made) > 1 else [None] * len(contractions)
+        mixing = [self._aside(r) for r in reads if (r.name, r.axis) in used and self._mixes(step.node)]
+        factors = [
+            (self._whole(name), m) for m in made for name in self._factors(step, m, related[id(m)], joined - consumed)
+        ]
+        apart = len(step.made) > 1 or self.graph.nodes[step.node].op_type in GATES
+        units = [self._units(c) if apart else None for c, _ in contractions]
+        mixing += [self._behind(held) for held in units if held is not None]
         for name, axes in step.made:
             self.add_tensor(name, axes)
         for source, m, at, is_vertex in (joint for found in joints for joint in found):
@@ -114,8 +127,21 @@ class _Assembly:
         for whole, m, at in spills:
             self._link(whole, self.place[m.name, m.axis][at], self._gain(step.node, m)[at])
         self._into_plain(step, consumed)
-        for hub in demands:
-            self.demands += [(hub, held) for name, _ in step.made for held in self.of_tensor[name]]
+        into = [held for name, _ in step.made for held in self.of_tensor[name]]
+        self.demands += [(hub, held) for hub in demands for held in into]
+        self.mixing += [(hub, held) for hub in mixing for held in into]
+        self.mixing += [(whole, self.place[m.name, m.axis]) for whole, m in factors]
+
+    def _factors(self, step: Step, m: _Axis, related: Sequence[_Axis], joined: set[str]) -> Iterator[str]:
+        """Tensors that are joined to other axes of what a node makes: an index of this one depends on them, too."""
+        if not self.graph.nodes[step.node].op_type.endswith(_JOINING):
+            yield from (n for n, _ in step.reads if n in joined and all(r.name != n for r in related))
+
+    def _mixes(self, node: int) -> bool:
+        """Whether channels that a node passes on have an influence on each other."""
+        proto = self.graph.nodes[node]
+        rule = rule_of(proto.op_type, proto.domain)
+        return rule is not None and not (rule.channels.__module__ in _SUMMING or keeps_apart(self.map, node, 0))
 
     def _feeds(self, r: _Axis, contractions: Sequence[tuple[Contraction, Vertices]]) -> bool:
         """Whether an axis is the one that a contraction sums over."""
@@ -124,8 +150,14 @@ class _Assembly:
 
     def _aside(self, r: _Axis) -> Vertices:
         """A hub [1] behind an axis that ends at a node while another axis of its tensor goes on."""
-        hub = self._span(r.name, None, 1, is_hub=True)
-        self._link(self.place[r.name, r.axis], hub)
+        return self._behind(self.place[r.name, r.axis])
+
+    def _behind(self, vertices: Vertices) -> Vertices:
+        """A hub [1] behind these."""
+        starts = [span.first for span in self.spans]
+        name = self.spans[bisect_right(starts, int(vertices[0])) - 1].tensor
+        hub = self._span(name, None, 1, is_hub=True)
+        self._link(vertices, hub)
         return hub
 
     def _reads_activation(self, c: Contraction, step: Step) -> bool:
@@ -216,6 +248,9 @@ class _Assembly:
         gain = np.concatenate([np.zeros(0), *(g.ravel() for _, _, g in self.links)])
         order = np.lexsort((source, target))
         source, target, gain = source[order], target[order], gain[order]
+        hubs = np.concatenate([nothing, *(np.repeat(a, len(b)) for a, b in self.mixing)])
+        mixed = np.concatenate([nothing, *(b for _, b in self.mixing)])
+        by_target = np.argsort(mixed, kind="stable")
         blocks = _fold_gains(self.size, self.blocks, source, target, gain)
         return ChannelGraph(
             tuple(self.spans),
@@ -226,6 +261,8 @@ class _Assembly:
             inputs=np.concatenate([nothing, *(v for name, _ in self.walk.inputs for v in self.of_tensor[name])]),
             demand_source=np.concatenate([nothing, *(np.repeat(a, len(b)) for a, b in self.demands)]),
             demand_target=np.concatenate([nothing, *(b for _, b in self.demands)]),
+            mixing_source=hubs[by_target],
+            mixing_target=mixed[by_target],
             outputs=np.concatenate([nothing, *(v for name in self.graph.outputs for v in self.of_tensor.get(name, []))]),
         )
 

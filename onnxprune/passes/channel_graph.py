@@ -8,12 +8,15 @@ vertex. Edges are of two kinds:
 - *links*: every other operator joins a channel to itself (Add: both operands to the sum; Concat, Split, a shuffle: to
   its new place; heads: many to one). A link can carry a gain, such as a BatchNorm's |γ|/√(σ² + ε).
 
-Where an operator mixes what it reads, or is not understood, everything it reads is joined to everything it makes,
-through one further vertex (a *hub*) that stands for a whole tensor. So reachability errs on the safe side only.
+Where an operator sums up or is not understood, everything it reads is joined to everything it makes, through one further
+vertex (a *hub*) that stands for a whole tensor. Where it mixes channels and still has one output for each (a
+LayerNormalization, the units of a recurrent layer), a path goes from a channel to itself, and *mixing* edges say that
+every channel has an influence on all others. No path runs over them; ``mixing=True`` counts them as links. With them,
+reachability errs on the safe side only: what is not accessible does not depend on any model input, and what is not
+co-accessible has no influence on any output.
 
 Vertices are numbered in topological order: every edge goes from a lower to a higher number, and the vertices of one
-``Span`` have no edges among each other, so passes over the graph go span by span with one numpy call each. A recurrent
-layer is seen at one step: its block joins inputs to units; what units feed back to each other is not an edge.
+``Span`` have no edges among each other, so passes over the graph go span by span with one numpy call each.
 
 An *edge mask* says which kernel slices are there: node of a contraction → bool [out, in per group], as in
 ``onnxprune.passes.norms.slices``; blocks it does not name have all theirs. A vertex is *accessible* iff a path of links
@@ -23,7 +26,7 @@ and kept slices leads to it from a model input, *co-accessible* iff one leads fr
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -35,6 +38,10 @@ __all__ = ["Block", "BoolArray", "ChannelGraph", "EdgeMask", "Span", "Vertices",
 BoolArray = NDArray[np.bool_]
 Vertices = NDArray[np.int64]
 EdgeMask = Mapping[int, BoolArray]
+
+
+def _none() -> Vertices:
+    return np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,8 @@ class ChannelGraph:
     ``link_gain``: links, sorted by target then source; gains are logarithms. ``demand_source``, ``demand_target``: a
     tensor with several labelled axes goes on along one of them, and others end here (a convolution sums over channels
     and ends the joints of a skeleton): no path goes this way, but what is at the source matters as the target does;
-    in the order of the sources' nodes. ``inputs``, ``outputs``: vertices of model inputs and outputs.
+    in the order of the sources' nodes. ``mixing_source`` (hubs), ``mixing_target``: mixing edges, sorted by target.
+    ``inputs``, ``outputs``: vertices of model inputs and outputs.
     """
 
     spans: tuple[Span, ...]
@@ -101,6 +109,8 @@ class ChannelGraph:
     demand_target: Vertices
     inputs: Vertices
     outputs: Vertices
+    mixing_source: Vertices = field(default_factory=_none)
+    mixing_target: Vertices = field(default_factory=_none)
 
     @property
     def size(self) -> int:
@@ -137,6 +147,11 @@ class ChannelGraph:
         for place, span in enumerate(self.spans):
             yield span, slice(int(bounds[place]), int(bounds[place + 1])), self._blocks_into.get(place, [])
 
+    def mixing_into(self, span: Span) -> slice:
+        """The mixing edges (a slice of ``mixing_…``) that end in a span."""
+        low, high = np.searchsorted(self.mixing_target, (span.first, span.first + span.size))
+        return slice(int(low), int(high))
+
     def name(self, vertex: int) -> tuple[str, int | None]:
         """The tensor of a vertex, and the index of its channel (None: all of it)."""
         span = self.spans[int(np.searchsorted(self.span_starts, vertex, "right")) - 1]
@@ -148,11 +163,14 @@ class ChannelGraph:
         return np.concatenate([np.zeros(0, np.int64), *held])
 
 
-def accessible(graph: ChannelGraph, mask: EdgeMask) -> BoolArray:
+def accessible(graph: ChannelGraph, mask: EdgeMask, *, mixing: bool = False) -> BoolArray:
     """Which vertices a path of links and kept kernel slices reaches from a model input (bool [vertices])."""
     reached = np.zeros(graph.size, np.bool_)
     reached[graph.inputs] = True
-    for _, links, blocks in graph.stages():
+    for span, links, blocks in graph.stages():
+        if mixing:
+            held = graph.mixing_into(span)
+            reached[graph.mixing_target[held][reached[graph.mixing_source[held]]]] = True
         live = reached[graph.link_source[links]]
         reached[graph.link_target[links][live]] = True
         for block in blocks:
@@ -160,7 +178,7 @@ def accessible(graph: ChannelGraph, mask: EdgeMask) -> BoolArray:
     return reached
 
 
-def coaccessible(graph: ChannelGraph, mask: EdgeMask) -> BoolArray:
+def coaccessible(graph: ChannelGraph, mask: EdgeMask, *, mixing: bool = False) -> BoolArray:
     """From which vertices a path of links and kept kernel slices leads to a model output (bool [vertices])."""
     reaches = np.zeros(graph.size, np.bool_)
     reaches[graph.outputs] = True
@@ -172,6 +190,9 @@ def coaccessible(graph: ChannelGraph, mask: EdgeMask) -> BoolArray:
             reaches[block.sources[_reaching_inputs(block, mask.get(block.node), reaches)]] = True
         live = reaches[graph.link_target[links]]
         reaches[graph.link_source[links][live]] = True
+        if mixing:
+            held = graph.mixing_into(span)
+            reaches[graph.mixing_source[held][reaches[graph.mixing_target[held]]]] = True
     return reaches
 
 
