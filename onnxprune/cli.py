@@ -20,6 +20,7 @@ from typing import Any, get_args
 import click
 
 from onnxprune.bench import Latency, benchmark
+from onnxprune.calibration import cache_file, calibrate, described
 from onnxprune.errors import OnnxpruneError, UsageError
 from onnxprune.inputs import load_inputs
 from onnxprune.inspection import inspect
@@ -95,6 +96,7 @@ def _cli() -> None:
     onnxprune inspect MODEL             what can be pruned, and what not and why
     onnxprune bench A.onnx B.onnx       latency side by side
     onnxprune verify A.onnx B.onnx      same interface and outputs?
+    onnxprune calibrate                 measure this CPU, for --restructure auto
     """
 
 
@@ -376,6 +378,14 @@ def _verify(a: Path, b: Path, given: tuple[Path, ...], as_json: bool, verbose: i
     click.echo(json.dumps({"onnxprune_verification": 1, **found.to_json()}, indent=1) if as_json else str(found))
     if not found.ok:
         sys.exit(1)
+
+
+@_cli.command("calibrate")
+@_verbose
+def _calibrate(verbose: int) -> None:
+    """Measure what nodes take on this CPU, for --restructure auto; kept in the user's cache."""
+    click.echo(described(calibrate()))
+    click.echo(f"wrote {cache_file()}; without it, the constants that come with onnxprune are used")
 
 
 @contextmanager

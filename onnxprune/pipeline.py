@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnxprune.alignment import Alignment, convolution_block, parse_alignment
+from onnxprune.alignment import Alignment, parse_alignment
 from onnxprune.bodies import laid_out, restore
+from onnxprune.calibration import target_of
 from onnxprune.channels import ChannelMap
 from onnxprune.consistency import assert_consistent
 from onnxprune.errors import UnreachableError, UsageError, VerificationError
@@ -38,7 +39,6 @@ from onnxprune.passes.flow import Blocks
 from onnxprune.passes.fold import Dead, dead_groups, fold, nonzero_slices, same_channels, signal_blocks
 from onnxprune.passes.kernel_scores import KERNEL_METHODS
 from onnxprune.passes.kernel_slices import Kernels, cut_kernels, kernels_of
-from onnxprune.passes.latency import Target
 from onnxprune.passes.masked import masked_reference
 from onnxprune.passes.narrow import Narrowed, Restructure, can_narrow, narrow
 from onnxprune.passes.rewrite import rewrite
@@ -477,8 +477,7 @@ def _narrowed(
         return Narrowed(pruned), None
     before = build_map(Graph(pruned, original.graph.folder))
     pinned = _matching(original.graph, options.keep)
-    target = Target(block=convolution_block(options.provider))
-    found = narrow(before, nonzero_slices(before), options.restructure, pinned, target)
+    found = narrow(before, nonzero_slices(before), options.restructure, pinned, target_of(options.provider))
     return found, build_map(Graph(laid_out(found.model), original.graph.folder)) if found.changed else None
 
 
