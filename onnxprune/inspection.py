@@ -12,15 +12,19 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxprune.channels import ChannelMap
+from onnxprune.kernel_budget import plain_connectivity
 from onnxprune.layers import Census, Layer, census, layers
 from onnxprune.listed_chains import ListedChain, strongest_chains
 from onnxprune.model_io import load
 from onnxprune.passes.cost import Measure
 from onnxprune.passes.flow import flow
 from onnxprune.passes.fold import dead_groups, nonzero_slices, signal_blocks
+from onnxprune.passes.kernel_slices import kernels_of
 from onnxprune.pipeline import Options, Sizes, map_channels, reach, sizes
 
 __all__ = ["Inspection", "Reachability", "inspect"]
+
+_RATES = (0.5, 0.9, 0.98)
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Reachability:
 @dataclass(frozen=True)
 class Inspection:
     """``layers`` and ``channels`` go together; ``reach``: measure → largest sparsity (0..1) that can be reached;
+    ``plain_connectivity``: sparsity of kernel slices → the share of those kept that plain magnitude leaves connected;
     ``chains``: the strongest ones, if they were asked for."""
 
     sizes: Sizes
@@ -42,6 +47,7 @@ class Inspection:
     channels: tuple[Reachability, ...]
     census: Census
     reach: dict[Measure, float]
+    plain_connectivity: dict[float, float]
     chains: tuple[ListedChain, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -54,6 +60,7 @@ class Inspection:
             "onnxprune_inspection": 1,
             "sizes": asdict(self.sizes),
             "reachable_sparsity": dict(self.reach),
+            "plain_magnitude_connected": [{"sparsity": s, "share": x} for s, x in self.plain_connectivity.items()],
             "weights": {"total": self.census.total, "prunable": self.census.free, "frozen": frozen},
             "layers": [
                 asdict(layer) | asdict(channels) for layer, channels in zip(self.layers, self.channels, strict=True)
@@ -93,6 +100,7 @@ def inspect(
         channels=_reachability(channel_map),
         census=census(channel_map),
         reach=reach(channel_map),
+        plain_connectivity=plain_connectivity(kernels_of(channel_map), _RATES),
         chains=strongest_chains(channel_map, chains) if chains > 0 else (),
     )
 

@@ -8,16 +8,16 @@ until it just fits the budget; fewer slices never make it larger by much, so a b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from onnxprune.errors import UnreachableError
 from onnxprune.passes.channel_graph import EdgeMask
 from onnxprune.passes.cost import Measure
-from onnxprune.passes.kernel_scores import Selection
+from onnxprune.passes.kernel_scores import Selection, plain_magnitude
 from onnxprune.passes.kernel_slices import Kernels, on_paths
 
-__all__ = ["Budget", "Fitted", "fitted", "within_budget"]
+__all__ = ["Budget", "Connectivity", "Fitted", "connectivity", "fitted", "plain_connectivity", "within_budget"]
 
 _FULL = 0.98  # share of the budget from which on it counts as filled
 _PROBES = 12  # models measured at most
@@ -41,10 +41,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Fitted:
-    """``mask``: what stays. ``connected``: the share of the slices chosen that were on a path from an input to an
-    output, and so stay."""
+    """``mask``: what stays. ``count``: how many slices might. ``connected``: the share of the slices chosen that were
+    on a path from an input to an output, and so stay."""
 
     mask: EdgeMask
+    count: int
     connected: float
 
 
@@ -81,7 +82,27 @@ def fitted(kernels: Kernels, selection: Selection, count: int) -> Fitted:
     chosen = selection.choose(count)
     mask = on_paths(kernels, chosen)
     free = kernels.count(chosen) - kernels.fixed
-    return Fitted(mask, (kernels.count(mask) - kernels.fixed) / free if free else 1.0)
+    return Fitted(mask, count, (kernels.count(mask) - kernels.fixed) / free if free else 1.0)
+
+
+@dataclass(frozen=True)
+class Connectivity:
+    """Shares of accessible and co-accessible slices among those that were chosen: by the ``method`` that ran, and by
+    plain magnitude (Frobenius norms compared across layers as they are) at the same rate."""
+
+    method: float
+    plain_magnitude: float
+
+
+def connectivity(kernels: Kernels, found: Fitted) -> Connectivity:
+    """What is left connected by a choice, against plain magnitude."""
+    return Connectivity(found.connected, fitted(kernels, plain_magnitude(kernels), found.count).connected)
+
+
+def plain_connectivity(kernels: Kernels, sparsities: Sequence[float]) -> dict[float, float]:
+    """Sparsity of kernel slices → the share that plain magnitude would leave connected."""
+    plain = plain_magnitude(kernels)
+    return {s: fitted(kernels, plain, int((1 - s) * kernels.total)).connected for s in sparsities}
 
 
 def _between(low: int, high: int) -> int:

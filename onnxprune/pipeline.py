@@ -28,7 +28,7 @@ from onnxprune.consistency import assert_consistent
 from onnxprune.errors import UnreachableError, UsageError, VerificationError
 from onnxprune.graph import Graph, node_name
 from onnxprune.inputs import Shapes
-from onnxprune.kernel_budget import Budget, within_budget
+from onnxprune.kernel_budget import Budget, Connectivity, Fitted, connectivity, within_budget
 from onnxprune.layers import Census, Layer, census, layers, what_remains
 from onnxprune.measure import count_weights
 from onnxprune.model_io import LoadedModel, load, save
@@ -122,7 +122,8 @@ class Result:
 
     ``model``: the pruned model. ``plan``: what left. ``before``/``after``: its sizes. ``layers``: width before and
     after, layer by layer. ``census``: what is frozen, by cause. ``renormalised``: normalisations computed over fewer
-    channels. ``cut``: at kernel granularity, the original with kernel slices set to zero.
+    channels.
+    ``connected``: at kernel granularity, how much of the choice was connected; ``cut``: the original without it.
     ``narrowed``: output of a layer → how many channels it reads, where that are fewer than there are.
     ``blocks``: output of a layer → of how many smaller ones it consists now.
     ``verification``: pruned against its reference, None if not asked for. ``seconds``: time by step.
@@ -141,6 +142,7 @@ class Result:
     original: ChannelMap = field(repr=False)
     channel_map: ChannelMap = field(repr=False)
     keep: BoolArray = field(repr=False)
+    connected: Connectivity | None = None
     cut: ModelProto | None = field(default=None, repr=False)
     source: LoadedModel | None = field(default=None, repr=False)
     verification: Verification | None = None
@@ -255,10 +257,10 @@ def prune(
     clock = _Clock(progress or (lambda _: None))
     with clock("reading the channels"):
         original = map_channels(proto, options, folder)
-    whole, cuts = original, tuple[KernelCut, ...]()
+    whole, cuts, connected = original, tuple[KernelCut, ...](), None
     if options.granularity == "kernel" and options.sparsity is not None:
         with clock("selecting kernel slices"):
-            whole, cuts = _cut(original, options, plan)
+            whole, cuts, connected = _cut(original, options, plan)
     with clock("looking for dead channels"):
         channel_map, dead, nonzero = _folded(whole, options, plan)
     chosen, plan = _choose(channel_map, dead, signal_blocks(nonzero), options, plan, original, clock)
@@ -281,6 +283,7 @@ def prune(
         original=original,
         channel_map=channel_map,
         keep=chosen,
+        connected=connected,
         cut=None if whole is original else restore(whole.graph.model),
         source=source,
         narrowed=narrowed.consumers,
@@ -325,14 +328,18 @@ def _folded(whole: ChannelMap, options: Options, plan: Plan | None) -> tuple[Cha
     return whole, dead_groups(whole, nonzero, absorb=False), nonzero
 
 
-def _cut(original: ChannelMap, options: Options, plan: Plan | None) -> tuple[ChannelMap, tuple[KernelCut, ...]]:
-    """The model with kernel slices set to zero, and which."""
+def _cut(
+    original: ChannelMap, options: Options, plan: Plan | None
+) -> tuple[ChannelMap, tuple[KernelCut, ...], Connectivity | None]:
+    """The model with kernel slices set to zero; which; and how much of the choice was connected, if one was made."""
     kernels = kernels_of(original, _matching(original.graph, options.keep))
-    mask = _chosen_kernels(kernels, options) if plan is None else mask_of(kernels, plan.kernels)
-    return cut_kernels(kernels, mask), kernel_cuts(kernels, mask)
+    if plan is not None:
+        return cut_kernels(kernels, mask_of(kernels, plan.kernels)), plan.kernels, None
+    found = _chosen_kernels(kernels, options)
+    return cut_kernels(kernels, found.mask), kernel_cuts(kernels, found.mask), connectivity(kernels, found)
 
 
-def _chosen_kernels(kernels: Kernels, options: Options) -> EdgeMask:
+def _chosen_kernels(kernels: Kernels, options: Options) -> Fitted:
     assert options.sparsity is not None
     before = _kernel_sizes(kernels.channel_map)
 
@@ -346,7 +353,7 @@ def _chosen_kernels(kernels: Kernels, options: Options) -> EdgeMask:
 
     budget = Budget(options.measure, options.sparsity, size, float(getattr(before, options.measure)))
     selection = KERNEL_METHODS[options.method](options.seed).selection(kernels)
-    return within_budget(kernels, selection, budget).mask
+    return within_budget(kernels, selection, budget)
 
 
 def _mapped(model: ModelProto, folder: Path | None) -> ChannelMap:

@@ -10,6 +10,8 @@ Schema, version 1 (numbers are plain; absent things are null):
 - ``layers``: name, operator, weight, channels before and after, groups, what froze them
 - ``frozen``: operator, node, reason, weights; ``prunable_weights``
 - ``renormalised``: normalisations computed over fewer channels; ``seconds``: time by step
+- ``connected``: at kernel granularity, the share of the chosen kernel slices that were accessible and co-accessible:
+  ``method`` (what the method chose) and ``plain_magnitude`` (what plain magnitude would have, at the same rate)
 - ``narrowed``: how many layers read only a part of the channels there are; ``in_blocks``: how many became several
 """
 
@@ -62,6 +64,7 @@ def report_json(
             {"operator": cause.operator, "node": cause.node, "reason": cause.reason, "weights": count}
             for cause, count in sorted(result.census.frozen.items(), key=lambda item: -item[1])
         ],
+        "connected": asdict(result.connected) if result.connected else None,
         "narrowed": len(result.narrowed),
         "in_blocks": len(result.blocks),
         "renormalised": list(result.renormalised),

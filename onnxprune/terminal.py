@@ -72,6 +72,12 @@ class Terminal:
             table.add_row(name, f"{a.p50_ms:.3g} ms", f"{b.p50_ms:.3g} ms", f"{b.speedup:.2f} × as fast")
         self.console.print(table)
         self._agreement(result)
+        if result.connected:
+            method, plain = result.connected.method, result.connected.plain_magnitude
+            self.console.print(
+                f"connected (on a path from an input to an output): {method:.1%} of the kernel slices chosen; "
+                f"plain magnitude at this rate: {plain:.1%}"
+            )
         self._bars(result.layers)
         self._frozen(result.census)
         if result.narrowed or result.blocks:
@@ -150,6 +156,8 @@ class Terminal:
             f"{_count(sizes.kernels)} kernel slices; reachable sparsity "
             + ", ".join(f"{share:.4f} of {measure}" for measure, share in found.reach.items())
         )
+        shares = ", ".join(f"{share:.1%} at {sparsity:g}" for sparsity, share in found.plain_connectivity.items())
+        self.console.print(f"kernel slices left connected by plain magnitude: {shares} (by --method topology: all)")
 
     def _chain(self, chain: ListedChain) -> None:
         """Product, then layer input→output (norm) for every kernel slice."""

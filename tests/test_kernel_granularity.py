@@ -25,6 +25,7 @@ from witness import assert_zeroed_copy, constants, feeds, largest_error, outputs
 import onnxprune
 from onnxprune.graph import Graph
 from onnxprune.ops import build_map
+from onnxprune.passes.channel_graph import accessible
 from onnxprune.passes.kernel_scores import KERNEL_METHODS
 from onnxprune.passes.kernel_slices import Kernels, kernels_of, on_paths
 from onnxprune.pipeline import Result
@@ -110,6 +111,40 @@ def test_every_slice_that_stays_is_on_a_path(models: Path, name: str, method: st
     result = pruned(models / f"{name}.onnx", 0.9, method=method)
     left = kernels(result.masked)
     assert left.count(on_paths(left, left.nonzero)) == left.total
+
+
+@each_model
+@pytest.mark.parametrize("sparsity", [0.9, 0.98])
+def test_topology_spends_the_whole_budget_on_connected_slices(models: Path, name: str, sparsity: float) -> None:
+    result = pruned(models / f"{name}.onnx", sparsity, method="topology")
+    before, left = kernels(onnx.load(models / f"{name}.onnx")), kernels(result.masked)
+    alive = on_paths(before, before.nonzero)
+    possible, reached = accessible(before.graph, alive), accessible(left.graph, left.nonzero)
+    assert np.array_equal(possible[before.graph.outputs], reached[left.graph.outputs])
+    assert left.total == min(int((1 - sparsity) * before.total + 1e-6), before.count(alive))
+    assert result.connected is not None
+    assert result.connected.method == 1.0
+
+
+@pytest.mark.parametrize("method", ["topology", "lean", "lean-anchored"])
+def test_a_dense_net_stays_connected(models: Path, method: str) -> None:
+    """Where plain magnitude leaves nothing that an input reaches."""
+    result = pruned(models / "msd_circles.onnx", 0.95, method=method)
+    assert result.connected is not None
+    assert result.connected.plain_magnitude == 0.0
+    assert result.after.kernels > 0.8 * 0.05 * result.before.kernels
+
+
+def test_a_budget_below_what_reaches_every_output_is_refused(models: Path) -> None:
+    with pytest.raises(onnxprune.UnreachableError, match=r"at most 0\.99\d+ can"):
+        pruned(models / "resnet_digits.onnx", 0.9999, method="topology")
+
+
+def test_inspection_tells_what_plain_magnitude_leaves_connected(models: Path) -> None:
+    found = onnxprune.inspect(models / "msd_circles.onnx")
+    assert list(found.plain_connectivity) == [0.5, 0.9, 0.98]
+    assert found.plain_connectivity[0.9] == 0.0
+    assert found.to_json()["plain_magnitude_connected"][0]["sparsity"] == 0.5
 
 
 @each_model
@@ -342,6 +377,7 @@ def test_the_command_line_prunes_kernels_and_plans_them(models: Path, tmp_path: 
     assert difference(masked, out) < 1e-4
     said = json.loads(report.read_text())
     assert said["before"]["kernels"] == slices_left(onnx.load(model))
+    assert 0 < said["connected"]["method"] <= 1
     assert said["after"]["kernels"] == slices_left(onnx.load(out))
 
 
