@@ -77,6 +77,7 @@ class _Flattener:
         self.flat = _without_nodes(model)
         self.taken = set(_all_names(model.graph))
         self.defined = {name: name for name in _definitions(model.graph)}
+        self.numbers: dict[str, int] = {}  # the last number given to a name
         self.owners = count()
         self.scopes = [_Scope(iter(model.graph.node), dict(self.defined))]
 
@@ -106,9 +107,14 @@ class _Flattener:
         if name not in self.defined:
             self.defined[name] = name
             return name
-        found = next(tried for n in count(2) if (tried := f"{name}_{n}") not in self.taken)
+        found = next(tried for _ in count() if (tried := self._numbered(name)) not in self.taken)
         self.taken.add(found)
         return found
+
+    def _numbered(self, name: str) -> str:
+        """name_2, name_3, …: each once."""
+        self.numbers[name] = self.numbers.get(name, 1) + 1
+        return f"{name}_{self.numbers[name]}"
 
     def _defined_in(self, body: GraphProto) -> dict[str, str]:
         return {name: self._unique(name) for name in dict.fromkeys(_definitions(body))}
@@ -205,9 +211,7 @@ class _Flattener:
 
     def _unnamed(self) -> str:
         """A name for an output that the node leaves out."""
-        found = next(tried for n in count(1) if (tried := f"left_out_{n}") not in self.taken)
-        self.taken.add(found)
-        return found
+        return self._unique("left_out")
 
 
 def _loop_result(node: NodeProto, place: int, read: list[str], made: list[str]) -> list[str]:

@@ -41,6 +41,9 @@ class _Restorer:
         self.flat = flat
         self.begins = {_key(node): node for node in flat.graph.node if node.domain == BEGIN}
         self.bodies = {key: _body(node) for key, node in self.begins.items()}
+        self.of_owner: dict[int, list[_Body]] = {}
+        for key in sorted(self.bodies):
+            self.of_owner.setdefault(key[0], []).append(self.bodies[key])
         self.results: dict[int, list[NodeProto]] = {}
         for node in flat.graph.node:
             if node.domain == RESULT:
@@ -98,7 +101,7 @@ class _Restorer:
         results = self.results[owner]
         node = NodeProto()
         node.ParseFromString(_bytes(self.begins[owner, 0], "node"))
-        bodies = [body for (held, _), body in sorted(self.bodies.items(), key=lambda item: item[0]) if held == owner]
+        bodies = self.of_owner[owner]
         if len(results) < len(node.output):
             outputs = [result.output[0] for result in results]
         else:

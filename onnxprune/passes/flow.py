@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.bodies import FORMAL, RESULT, loops, results_of
+from onnxprune.bodies import FORMAL, RESULT, loops, number, results_of
 from onnxprune.channels import ChannelMap, Contraction, Ids
 from onnxprune.graph import Edge, attribute, subgraphs
 from onnxprune.ops import RULES, control, cutting, elementwise, movement, quantization, reduction, reshape
@@ -230,16 +230,18 @@ class _Engine:
         behind = {name: np.full(len(t.groups), _NOTHING) for name, t in self.tensors.items()}
         for name in {*self.graph.outputs, *self.graph.captured} & behind.keys():
             behind[name][:] = 0.0
+        tops: dict[int, float] = {}
         for index in reversed(range(len(self.graph.nodes))):
             made = [n for n in self.graph.nodes[index].output if n in behind]
             if not made or self.graph.nodes[index].op_type in _SIZES:
                 continue
             for name in made:
                 behind[name] = self._dead(self.tensors[name].groups, behind[name])
-            together = self._together(index) or made
-            # every unit of a recurrent layer, every state of a loop feeds all others at the next step
-            if together is not made or (mixing and self.graph.nodes[index].op_type in GATES):
-                top = max(float(behind[name].max(initial=_NOTHING)) for name in together if name in behind)
+            # every state of a loop, every unit of a recurrent layer feeds all others at the next step
+            top = self._loop_top(index, behind, tops)
+            if top is None and mixing and self.graph.nodes[index].op_type in GATES:
+                top = max(float(behind[name].max(initial=_NOTHING)) for name in made)
+            if top is not None:
                 behind.update({name: np.full(len(behind[name]), top) for name in made})
             outputs = [_Tensor(self.tensors[n].groups, behind[n]) for n in made]
             if index in self.gains:
@@ -252,12 +254,17 @@ class _Engine:
                     np.maximum(behind[name], values, out=behind[name])
         return behind
 
-    def _together(self, index: int) -> list[str]:
-        """Outputs of a loop: the states behind them feed each other at the next iteration, so all count alike."""
+    def _loop_top(self, index: int, behind: Mapping[str, FloatArray], tops: dict[int, float]) -> float | None:
+        """The best value of all outputs of the loop that a result belongs to, found at the last of them; else None."""
         node = self.graph.nodes[index]
         if node.domain != RESULT or not loops(node):
-            return []
-        return [name for k in results_of(self.graph.nodes, index) for name in self.graph.nodes[k].output]
+            return None
+        owner = number(node, "owner")
+        if owner not in tops:
+            made = (self.graph.nodes[k].output[0] for k in results_of(self.graph.nodes, index))
+            values = (self._dead(self.tensors[n].groups, behind[n]) for n in made if n in behind)
+            tops[owner] = max(float(each.max(initial=_NOTHING)) for each in values)
+        return tops[owner]
 
     def _back(self, index: int, k: int, name: str, outputs: Sequence[_Tensor], mixing: bool) -> FloatArray:
         """Values of the groups of input k of a node, from those of what it makes."""

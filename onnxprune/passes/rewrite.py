@@ -67,7 +67,7 @@ class _Rewriter:
         self.dims: dict[str, list[int]] = {}
         self.dropped: set[int] = set()
         self.touched: set[int] = set()
-        self.loops: set[int] = set()  # owners of markers whose results are wanted
+        self.loops: dict[int, bool] = {}  # owner of the markers of a loop → whether a result is wanted
 
     def run(self) -> ModelProto:
         self._drop_emptied()
@@ -101,7 +101,7 @@ class _Rewriter:
                 continue
             outputs = {t.name for node in (self.view[index], *after) for t in node.outputs}
             unread_before = not any(n in graph.consumers or n in wanted for n in graph.nodes[index].output)
-            if outputs & wanted or unread_before or self._is_part_of_loop(index, wanted):
+            if self._is_part_of_loop(index, wanted) or outputs & wanted or unread_before:
                 for node in (self.view[index], *after, *self.edits.before.get(index, ())):
                     wanted |= {t.name for t in node.inputs}
             else:
@@ -109,15 +109,16 @@ class _Rewriter:
         self.wanted = wanted
 
     def _is_part_of_loop(self, index: int, wanted: set[str]) -> bool:
-        """Whether a node is an input or output of the body of a loop of which some output is wanted."""
+        """Whether a node is an input or output of the body of a loop of which some output is wanted, or never was."""
         node = self.map.graph.nodes[index]
         if not loops(node) or node.domain not in (FORMAL, RESULT):
             return False
-        if node.domain == RESULT:
+        owner = number(node, "owner")
+        if owner not in self.loops:  # its last result, the first one met
             block = results_of(self.map.graph.nodes, index)
-            if any(name in wanted for k in block for name in self.map.graph.nodes[k].output):
-                self.loops.add(number(node, "owner"))
-        return number(node, "owner") in self.loops
+            made = [name for k in block for name in self.map.graph.nodes[k].output]
+            self.loops[owner] = any(name in wanted or name not in self.map.graph.consumers for name in made)
+        return self.loops[owner]
 
     def _check(self) -> None:
         for index, node in enumerate(self.view):
