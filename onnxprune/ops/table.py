@@ -310,7 +310,8 @@ def apply_rule(context: NodeContext) -> list[Axes]:
         return context.freeze_all(f"{node.op_type} is not understood")
     try:
         if any(name and name not in context.builder.shapes.of for name in node.output[:1]):
-            raise Opaque("the shape of its output is not known")
+            fixed = "what goes in or out of its bodies has no fixed shape"
+            raise Opaque(fixed if is_marker(node) else "the shape of its output is not known")
         outputs = _checked(context, rule.channels(context))
         context.freeze_unheard()
         return outputs
