@@ -63,12 +63,13 @@ def _embedded(node: NodeProto, inputs: _Inputs) -> Sequence[Shape | None]:
 
 
 def _packed_attention(node: NodeProto, inputs: _Inputs) -> Sequence[Shape | None]:
-    """x [B, L, C], W [C, q | k | v], past [2, B, heads, L, width]"""
+    """x [B, L, C], W [C, q | k | v], past [2, B, heads, L, width], which is the last input of QAttention"""
     batch, length, _ = _known(inputs, 0)
     columns, sizes = _known(inputs, 1)[1], attribute(node, "qkv_hidden_sizes")
     values = int(sizes[2]) if isinstance(sizes, list) else columns // 3
     heads = _number(node, "num_heads")
-    past = _known(inputs, 4)[3] if _given(inputs, 4) else 0
+    place = 8 if node.op_type == "QAttention" else 4
+    past = _known(inputs, place)[3] if _given(inputs, place) else 0
     return [(batch, length, values), (2, batch, heads, past + length, values // heads)]
 
 
@@ -117,4 +118,5 @@ _RULES: dict[str, _Rule] = {
     "FusedMatMul": _product,
     "GroupQueryAttention": _group_query_attention,
     "MultiHeadAttention": _multi_head_attention,
+    "QAttention": _packed_attention,
 }

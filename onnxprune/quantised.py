@@ -38,6 +38,7 @@ _ANY = {
     "DynamicQuantizeMatMul": {1: Quantised(2, 3)},
     "DynamicQuantizeLSTM": {1: Quantised(8, 9), 2: Quantised(10, 11)},
     "MatMulIntegerToFloat": {0: Quantised(2, 4, -2), 1: Quantised(3, 5)},
+    "QAttention": {0: Quantised(3, 6), 1: Quantised(4, 7)},
     "QGemm": {0: Quantised(1, 2), 3: Quantised(4, 5)},
     "QLinearAdd": {0: Quantised(1, 2), 3: Quantised(4, 5)},
     "QLinearMul": {0: Quantised(1, 2), 3: Quantised(4, 5)},

@@ -242,8 +242,10 @@ def _infer_node(graph: Graph, node: NodeProto, result: Shapes) -> None:
 
 
 def _typed_like(node: NodeProto, output: str) -> str:
-    """The input of the type of an output of an operator of com.microsoft: usually the first."""
-    place = 2 if node.op_type == "EmbedLayerNormalization" and output not in node.output[1:2] else 0
+    """The input of the type of an output of an operator of com.microsoft: usually the first, or a table or
+    a bias that is a float where that is not."""
+    table = node.op_type == "EmbedLayerNormalization" and output not in node.output[1:2]
+    place = 2 if table or node.op_type == "QAttention" else 0
     return str(node.input[place]) if place < len(node.input) else ""
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import Case, check, ints, tokens
+from cases import Case, check, floats, ints, tokens
 from exactness import assert_exact, model_of
 
 from onnxprune.graph import Graph, attribute
@@ -62,6 +62,7 @@ STANDARD = [
            8 + 8, reason="summed over, though removal does not make it zero", opset=23, **weights(8, 8)),
 ]  # fmt: skip
 
+QUANTISED = np.random.default_rng(0).integers(-90, 90, (8, 24), np.int8)
 MULTI = "com.microsoft.MultiHeadAttention"
 CONTRIBUTED = [
     tokens("MultiHeadAttention", PROJECT + f" z = {MULTI}<num_heads=4>(pq, pk, pv)", 8 + 4, **weights(8, 8)),
@@ -78,6 +79,12 @@ CONTRIBUTED = [
            8 + 2, wide=16, s=(8, 32), t=32),
     tokens("Attention with a score bias", 'z = com.microsoft.Attention<num_heads=2>(a, s, t, "", "", d)', 8 + 2,
            s=(8, 24), t=24, d=(1, 2, 5, 5)),
+    tokens("QAttention", "q, c, d = DynamicQuantizeLinear(a) "
+           'z = com.microsoft.QAttention<num_heads=4>(q, s, t, c, e, "", d, p)', 8 + 4, s=QUANTISED, t=24,
+           e=floats(0.02), p=np.array([3], np.int8)),
+    tokens("QAttention, a scale for every column", "q, c, d = DynamicQuantizeLinear(a) "
+           'z = com.microsoft.QAttention<num_heads=2, unidirectional=1>(q, s, t, c, e, "", d, p)', 8 + 2, s=QUANTISED,
+           t=24, e=np.linspace(0.01, 0.03, 24, dtype=np.float32), p=np.arange(24, dtype=np.int8)),
     tokens("Attention of one head", "z = com.microsoft.Attention<num_heads=1>(a, s, t)", 0, reason="its only head",
            s=(8, 24), t=24),
 ]  # fmt: skip

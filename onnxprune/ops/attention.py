@@ -25,9 +25,10 @@ import numpy as np
 
 from onnxprune.channels import Axes, Ids, NodeContext, Opaque
 from onnxprune.editing import NodeEditor
+from onnxprune.ops.quantization import parameters
 
 __all__ = ["attention", "fold_heads", "group_query_attention", "multi_head_attention", "packed_attention",
-           "resize_attention", "resize_group_query_attention", "resize_multi_head_attention",
+           "quantised_attention", "resize_attention", "resize_group_query_attention", "resize_multi_head_attention",
            "resize_packed_attention"]  # fmt: skip
 
 Way = Literal["heads", "queries", "width"]
@@ -292,8 +293,10 @@ def _packed_parts(ctx: NodeContext, heads: int, count: int, way: Way) -> list[_P
     return [_folded(ctx, cut, s, n, way, zero) for cut, s, n in zip(cuts, sizes, (heads, count, count), strict=True)]
 
 
-def packed_attention(ctx: NodeContext) -> list[Axes]:
+def packed_attention(ctx: NodeContext, past: int = 4, scores: int = 5) -> list[Axes]:
     """com.microsoft.Attention: x [B, L, C], W [C, q | k | v], b, mask, past [2, B, heads, L, width], score bias.
+
+    ``past``, ``scores``: where the last two are.
 
     Whole heads only: what else happens between W and the output has no tensor of its own that could be looked at.
     """
@@ -311,9 +314,9 @@ def packed_attention(ctx: NodeContext) -> list[Axes]:
     if ctx.has(2):
         parts = _biased(ctx, 2, parts)
     made, k, v = _attend(ctx, *parts, "heads")
-    _bias(ctx, 5, made.heads)
-    if ctx.has(4):
-        for ids, cached in zip((None, *k.cache), ctx.axes(4), strict=True):
+    _bias(ctx, scores, made.heads)
+    if ctx.has(past):
+        for ids, cached in zip((None, *k.cache), ctx.axes(past), strict=True):
             ctx.unify(ids, cached)
     ctx.contraction(data=0, weight=1, bias=2 if ctx.has(2) else None, in_axis=0, out_axis=1,
                     inputs=w[0] if inputs is None else inputs, outputs=w[1])  # fmt: skip
@@ -324,6 +327,12 @@ def packed_attention(ctx: NodeContext) -> list[Axes]:
     _costs(ctx, parts[0], k, made, ctx.shape(0)[0], ctx.shape(0)[1], ctx.shape(0)[1])
     present: Axes = (None, None, made.heads, None, None)
     return [_outputs(ctx, made, k, v)[0], present][: len(ctx.node.output)]
+
+
+def quantised_attention(ctx: NodeContext) -> list[Axes]:
+    """com.microsoft.QAttention: x, W, b, scales of x and W, mask, zero points of x and W, past"""
+    parameters(ctx, 0, 1)
+    return packed_attention(ctx, past=8, scores=len(ctx.node.input))
 
 
 def _thirds(ctx: NodeContext, ids: Ids, count: int) -> tuple[_Part, _Part, _Part]:

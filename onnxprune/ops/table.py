@@ -98,6 +98,7 @@ RULES: dict[str, Rule] = {
     # attention
     **_rows("Attention", a.attention, a.resize_attention),
     **_rows("com.microsoft.Attention", a.packed_attention, a.resize_packed_attention),
+    **_rows("com.microsoft.QAttention", a.quantised_attention, a.resize_packed_attention),
     **_rows("com.microsoft.GroupQueryAttention", a.group_query_attention, a.resize_group_query_attention),
     **_rows("com.microsoft.MultiHeadAttention", a.multi_head_attention, a.resize_multi_head_attention),
     **_rows("RotaryEmbedding com.microsoft.RotaryEmbedding", rotary, resize_rotary),
