@@ -74,6 +74,14 @@ def image(name: str, body: str, reads: Mapping[str, tuple[int, ...]], nodes: str
     return Case(name, model_of(text, opset, **held), reads, nodes)
 
 
+def integers(zero: int, wide: int, *inputs: int) -> NDArray[np.int8]:
+    """A weight [4, wide, 1, 1] that is its zero point but for these inputs."""
+    values = np.full((4, wide, 1, 1), zero, np.int8)
+    values[:, list(inputs)] = np.arange(20, 20 + 4 * len(inputs), dtype=np.int8).reshape(4, -1, 1, 1)
+    return values
+
+
+STEP: dict[str, Any] = {"s": np.array(0.125, np.float32), "o": np.array(100, np.uint8)}
 ALL = "c = Concat<axis=1>(p, q, r)"  # 0-3: p, 4-6: q, 7-11: r
 STEM = "Conv Conv Conv"
 ENDS = "ya = Conv(c, v) yb = Conv(c, u) y = Concat<axis=1>(ya, yb)"
@@ -150,6 +158,11 @@ CASES = [
           "Conv MatMul Transpose", v=only(12, 0, 1, 2, 3, kernel=0, in_axis=0)),
     image("transposed convolution", f"{ALL} y = ConvTranspose<strides=[2,2]>(c, v)", {"v": (3, 4, 2, 2)},
           "Conv ConvTranspose", v=only(12, 4, 5, 6, kernel=2, in_axis=0)),
+    image("integers", f"{ALL} h = QuantizeLinear(c, s, o) i = ConvInteger(h, v, o, n) y = Cast<to=1>(i)",
+          {"v": (4, 3, 1, 1)}, v=integers(3, 12, 4, 5, 6), n=np.array(3, np.int8), **STEP),
+    image("integers with a scale for every output", f"{ALL} h = QuantizeLinear(c, s, o) "
+          "i = QLinearConv(h, s, o, v, each, n, s, o) y = DequantizeLinear(i, s, o)", {"v": (4, 4, 1, 1), "each": (4,)},
+          v=integers(0, 12, 0, 1, 2, 3), each=np.array([0.25, 0.5, 1, 2], np.float32), n=np.zeros(4, np.int8), **STEP),
     image("averaged over space", f"{ALL} g = ReduceMean<axes=[2,3]>(c) y = Conv(g, v)", {"v": (4, 3, 1, 1)},
           "Conv Conv ReduceMean", v=only(12, 4, 5, 6)),
     image("a model output", f"{ALL} d = Relu(c) s = Conv(d, v) y = Concat<axis=1>(c, s)", {"v": (4, 3, 1, 1)},

@@ -36,7 +36,10 @@ __all__ = ["Narrowed", "Restructure", "can_narrow", "narrow"]
 BoolArray = NDArray[np.bool_]
 Restructure = Literal["auto", "always", "never"]
 
-_DATA_AXIS = {"Conv": 1, "ConvTranspose": 1, "FusedConv": 1, "LSTM": 2, "GRU": 2, "RNN": 2}
+_DATA_AXIS = {
+    **dict.fromkeys(("Conv", "ConvInteger", "ConvTranspose", "FusedConv", "QLinearConv"), 1),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), 2),
+}
 
 
 @dataclass(frozen=True)
@@ -136,10 +139,12 @@ def _flatter(overlay: Overlay) -> list[Choice]:
 
 def _data_axis(node: NodeProto, c: Contraction, rank: int) -> int | None:
     """The axis of the data that is summed over."""
+    if attribute(node, "channels_last"):
+        return rank - 1
     if node.op_type in _DATA_AXIS:
         return _DATA_AXIS[node.op_type]
     if node.op_type == "Gemm":
         return 0 if attribute(node, "transA") else 1
-    if node.op_type == "MatMul":
-        return rank - 1 if c.weight == 1 else rank - 2
+    if node.op_type in ("MatMul", "MatMulInteger", "QLinearMatMul"):
+        return rank - 1 if c.weight > c.data else rank - 2
     return None
