@@ -22,7 +22,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from onnxprune.bodies import DOMAINS, RESULT, Crossing, is_marker, unfolded_nodes
+from onnxprune.bodies import DOMAINS, RESULT, Crossing, is_marker, number, unfolded_nodes
 from onnxprune.contrib_shapes import contrib_shapes
 from onnxprune.graph import Graph, attribute, constant_of
 from onnxprune.shape_arithmetic import TRACKED, evaluate
@@ -37,6 +37,7 @@ _SMALL = 4096  # a constant with at most this many elements stays in the copy: i
 _MOST_UNFOLDED = 200_000  # nodes that functions may stand for; inference goes through every call
 _OPEN_SIZES = (2, 224, 224, 224)  # sizes for open dimensions by position: batch, then what is usually spatial
 _OTHER_SIZES = (3, 256, 320, 320)
+_FURTHER_SIZES = ((1, 16000, 1000, 1000), (5, 1, 1, 1), (4, 97, 61, 47))  # the first: as large as an input may well be
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Shapes:
     ``of``: tensor → shape, every entry a positive or zero integer; a tensor of unknown shape is absent.
     ``other``: the same under a second guess; empty where no dimension is open.
     ``types``: tensor → ONNX element type.
+    ``taken``: owner of an If → the input of its results that is taken, whatever the model is fed.
     ``values``: tensor → value, for the small integer tensors that could be computed without running the model.
     """
 
@@ -53,6 +55,7 @@ class Shapes:
     types: dict[str, int] = field(default_factory=dict)
     values: dict[str, NDArray[np.generic]] = field(default_factory=dict)
     other: dict[str, Shape] = field(default_factory=dict)
+    taken: Mapping[int, int] = field(default_factory=dict)
 
     def second(self, name: str) -> Shape:
         """The shape of a tensor under the second guess, as far as it is known; else under the first."""
@@ -70,13 +73,47 @@ def infer_shapes(graph: Graph, sizes: Mapping[str, Sequence[int]] | None = None)
     Where dimensions are open, a second guess tells which sizes depend on them, and which values; those are left out
     of ``values``.
     """
-    first = _infer_once(graph, sizes or {}, _OPEN_SIZES)
+    taken: dict[int, int] = {}
+    while True:
+        found = _infer_twice(graph, sizes or {}, taken)
+        more = _always_taken(graph, found)
+        if not more:
+            return found
+        taken.update(more)
+
+
+def _infer_twice(graph: Graph, sizes: Mapping[str, Sequence[int]], taken: Mapping[int, int]) -> Shapes:
+    first = _infer_once(graph, sizes, _OPEN_SIZES, taken)
     if not _has_open_dims(graph):
-        return first
-    second = _infer_once(graph, {}, _OTHER_SIZES)
+        return Shapes(first.of, first.types, first.values, taken=taken)
+    second = _infer_once(graph, {}, _OTHER_SIZES, taken)
     held = second.values
     same = {n: v for n, v in first.values.items() if n in held and np.array_equal(v, held[n])}
-    return Shapes(first.of, first.types, same, second.of)
+    return Shapes(first.of, first.types, same, second.of, taken)
+
+
+def _always_taken(graph: Graph, found: Shapes) -> dict[int, int]:
+    """Branches that are taken whatever the sizes are, of Ifs whose branches make tensors of different shapes.
+
+    A condition on a size (exporters write one for a squeeze) has to hold for far more sizes than the two guesses.
+    """
+    open_ends = [n for n in graph.nodes if n.domain == RESULT and n.op_type == "If" and n.output[0] not in found.of]
+    waiting = {number(n, "owner"): n for n in open_ends if n.input[0] in found.values}
+    if not waiting.keys() - found.taken.keys():
+        return {}
+    others = [_infer_once(graph, {}, sizes, found.taken) for sizes in _FURTHER_SIZES] if _has_open_dims(graph) else []
+    return {
+        owner: number(node, "then") if _truth(found, node) else 3 - number(node, "then")
+        for owner, node in waiting.items()
+        if owner not in found.taken and all(_truth(other, node) in (None, _truth(found, node)) for other in others)
+        and (not others or _truth(others[0], node) is not None)
+    }  # fmt: skip
+
+
+def _truth(shapes: Shapes, node: NodeProto) -> bool | None:
+    """The condition of an If, where it is known."""
+    value = shapes.values.get(node.input[0])
+    return None if value is None or value.size != 1 else bool(value.ravel()[0])
 
 
 def _has_open_dims(graph: Graph) -> bool:
@@ -89,10 +126,11 @@ def _has_open_dims(graph: Graph) -> bool:
     ) or any(node.domain == RESULT and node.op_type == "Loop" for node in graph.nodes)
 
 
-def _infer_once(graph: Graph, sizes: Mapping[str, Sequence[int]], open_sizes: Sequence[int]) -> Shapes:
+def _infer_once(graph: Graph, sizes: Mapping[str, Sequence[int]], open_sizes: Sequence[int],
+                taken: Mapping[int, int]) -> Shapes:  # fmt: skip
     """One pass; where states of loops turn out to change their shape, another one that knows."""
     light = _light_copy(graph, sizes, open_sizes)
-    crossing = Crossing(open_sizes[0])
+    crossing = Crossing(open_sizes[0], taken=taken)
     try:
         inferred = onnx.shape_inference.infer_shapes(light, check_type=False, strict_mode=False, data_prop=True)
     except Exception:  # a node that contradicts its schema; the later engines go node by node

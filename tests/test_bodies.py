@@ -494,3 +494,30 @@ def test_both_branches_of_a_voice_detector(real_models: Path, rate: int, samples
         "sr": np.array(rate),
     }
     assert largest_error(outputs(result.masked, fed), outputs(result.model, fed)) < 1e-5
+
+
+# ---- conditions on sizes --------------------------------------------------------------------------------------------
+
+_SQUEEZE = (
+    "h = {made} k = Shape(h) n = Constant <value = int64[1] {{{axis}}}> () d = Gather <axis = 0> (k, n) "
+    "one = Constant <value = int64[1] {{1}}> () e0 = Equal(d, one) e = Squeeze(e0) z = If(e) "
+    "<then_branch = t () => (float[M,8] p) {{ p = Squeeze(h, n) }}, else_branch = f () => (float[A,B,C] q) "
+    "{{ q = Identity(h) }}> y = MatMul(z, v) }}"
+)
+
+
+def test_a_condition_on_a_size_that_never_changes_is_settled() -> None:
+    """What a scripted squeeze is exported as."""
+    text = "(float[2,L,6] x) => (float[2,4] y) { a = MatMul(x, w) r = Relu(a) m = Constant <value = int64[1] {1}> () "
+    made = _SQUEEZE.format(made="ReduceMean <axes = [1], keepdims = 1> (r)", axis=1)
+    model = model_of(text + made, w=(6, 8), v=(8, 4))
+    assert len(map_of(model).free) == 8
+    assert_exact(model, sizes={"x": [2, 7, 6]})
+
+
+@pytest.mark.parametrize("length", [1, 7])
+def test_a_condition_on_a_size_that_may_change_is_not(length: int) -> None:
+    text = "(float[2,L,6] x) => (float[A,B,4] y) { a = MatMul(x, w) "
+    model = model_of(text + _SQUEEZE.format(made="Relu(a)", axis=1), w=(6, 8), v=(8, 4))
+    assert not len(map_of(model).free)
+    assert_exact(model, sizes={"x": [2, length, 6]})

@@ -1,6 +1,6 @@
 """Shapes across the edge of a body: what a formal makes of what goes in, and a result of what the body makes.
 
-    If     result   the shape of its branches, where they have one and the same
+    If     result   the shape of its branches, where they have one and the same, or one is always taken
     Loop   state    the shape of its initial value, as long as the body gives back a tensor of that shape
            output   [iterations, …]; how many there are is as open as a dimension of an input
     Scan   state    the shape of its initial value; input: without the axis that is cut; output: with it
@@ -27,6 +27,7 @@ class Crossing:
 
     iterations: int
     unstable: set[tuple[int, int]] = field(default_factory=set)
+    taken: Mapping[int, int] = field(default_factory=dict)  # owner of an If → the input of its results that is taken
     slices: dict[int, int] = field(default_factory=dict)  # owner of a Scan → its iterations
 
     def shape(self, node: NodeProto, of: Mapping[str, Shape]) -> Shape | None:
@@ -37,7 +38,8 @@ class Crossing:
             return None
         made = of.get(node.input[-1])
         if node.op_type == "If":
-            return made if made == of.get(node.input[1]) else None
+            taken = self.taken.get(number(node, "owner"))
+            return of.get(node.input[taken]) if taken else made if made == of.get(node.input[1]) else None
         owner = number(node, "owner")
         if number(node, "state"):
             stable = (owner, number(node, "place")) not in self.unstable

@@ -206,6 +206,8 @@ class _Flattener:
             output = self._name(name) if name else self._unnamed()
             kind = _kind(node, "scan_output_axes", place - states(node))
             left_out = int(not name)
+            if node.op_type == "If":
+                kind["then"] = 1 + next(i for i, held in enumerate(_body_names(node)) if held == "then_branch")
             found.append(_marker(node, RESULT, inputs, [output], owner=owner, place=place, left_out=left_out, **kind))
         return found
 
@@ -221,6 +223,10 @@ def _loop_result(node: NodeProto, place: int, read: list[str], made: list[str]) 
         state = [read[2 + place]] if place < first else []
         return [*read[:2], made[0], *state, made[1 + place]]
     return [read[place], made[place]] if place < first else [made[place]]
+
+
+def _body_names(node: NodeProto) -> list[str]:
+    return [held.name for held in node.attribute if held.type == AttributeProto.GRAPH]
 
 
 def _formal_kind(node: NodeProto, place: int) -> dict[str, int]:

@@ -9,7 +9,7 @@
 A marker has the operator and the name of the node it stands for; its role is its *domain*. Attributes: ``owner``, a
 number that the markers of one node share; ``body``, which of its bodies; ``place``, which input of the body or which
 output of the node; ``state``, whether it is carried from one iteration to the next; ``axis``, else along which axis
-slices are cut or stacked.
+slices are cut or stacked; ``then``, which input of an If's result comes from its then branch.
 
 What goes into a formal and a result (a name may be empty):
 

@@ -15,7 +15,14 @@ __all__ = ["branches", "from_loop", "into_loop"]
 
 
 def branches(ctx: NodeContext) -> list[Axes]:
-    """condition, then, else → the one or the other"""
+    """condition, then, else → the one or the other; where only one is ever taken, what the other makes is no matter"""
+    taken = ctx.builder.shapes.taken.get(number(ctx.node, "owner"))
+    if taken:
+        _leaves_body(ctx, taken)
+        if not ctx.is_constant(3 - taken) and ctx.node.input[3 - taken] in ctx.builder.shapes.of:
+            for ids in ctx.axes(3 - taken):
+                ctx.need(None, ids)
+        return [_same(ctx, [taken])]
     for k in (1, 2):
         _leaves_body(ctx, k)
     return [_same(ctx, [1, 2])]
