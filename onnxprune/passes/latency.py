@@ -29,7 +29,7 @@ _FUSED = frozenset("BatchNormalization Clip Relu LeakyRelu Sigmoid Tanh HardSigm
 class Target:
     """What a target takes. ``start``: µs for any node. By µs: numbers written by copies and element-wise functions, for
     the first ``cached`` of a tensor (``near``) and beyond (``far``); numbers brought from or into blocks or columns
-    (``ordered``) or read as a weight (``loaded``); multiply-accumulates, in blocks (``blocked``) and in products of
+    (``ordered``), read as a weight (``loaded``), or found by an index (``picked``); multiply-accumulates, in blocks (``blocked``) and in products of
     matrices (``multiplied``). ``block``: channels of a block of its convolutions; 0 where there are none.
 
     The defaults are those of ONNX Runtime on one thread with AVX-512.
@@ -41,6 +41,7 @@ class Target:
     cached: float = 262144.0
     ordered: float = 6000.0
     loaded: float = 4000.0
+    picked: float = 100.0
     blocked: float = 50000.0
     multiplied: float = 75000.0
     block: int = 16
@@ -59,7 +60,7 @@ def microseconds(target: Target, node: NodeProto, shapes: Mapping[str, Shape], a
     if op in _CONTRACTIONS:
         return target.start + _product(target, node, shapes, made)
     if op in _COPIES:
-        return target.start + _written(target, made)
+        return target.start + _written(target, made) + (_picking(target, node, shapes, made) if op == "Gather" else 0)
     if op in _FUSED and after in _FUSING:
         return 0.0
     return _elementwise(target, node, shapes)
@@ -80,6 +81,14 @@ def _written(target: Target, numbers: int) -> float:
     return min(numbers, target.cached) / target.near + max(0.0, numbers - target.cached) / target.far
 
 
+def _picking(target: Target, node: NodeProto, shapes: Mapping[str, Shape], made: int) -> float:
+    """What a Gather takes more than other copies: a step for every index, and an image that has to leave its blocks."""
+    data, axis = shapes.get(node.input[0], ()), attribute(node, "axis")
+    inner = prod(data[(axis if isinstance(axis, int) else 0) % max(len(data), 1) + 1 :])
+    leaving = prod(data) / target.ordered if target.block and len(data) == 4 else 0.0
+    return made / max(inner, 1) / target.picked + leaving
+
+
 def _product(target: Target, node: NodeProto, shapes: Mapping[str, Shape], made: int) -> float:
     """A matrix product, or what is computed as one; a single row takes what reading the weight takes."""
     data, weight = shapes.get(node.input[0]) or (1,), shapes.get(node.input[1], ())
@@ -92,7 +101,8 @@ def _product(target: Target, node: NodeProto, shapes: Mapping[str, Shape], made:
 
 def _convolution(target: Target, node: NodeProto, shapes: Mapping[str, Shape]) -> float:
     """Blocked, with the last block of outputs computed whole and picked apart; or as a product of matrices, with the
-    image in columns, which costs more once several outputs read them.
+    image in columns, which costs more once several outputs read them. What is read or made out of blocks has to leave
+    them, or to enter them again.
 
     ONNX Runtime computes two-dimensional convolutions in blocks, but for those that read a block of channels or more,
     and no multiple of 4.
@@ -105,12 +115,15 @@ def _convolution(target: Target, node: NodeProto, shapes: Mapping[str, Shape]) -
     read, out, kernel, space = weight[1], made[1] // count, prod(weight[2:]), made[0] * prod(made[2:])
     if count > 1 and read == out == 1:
         return 2 * made[1] * kernel * space / target.blocked + made[1] * space / target.ordered
+    plain = prod(shapes.get(node.input[0], ())) / target.ordered if target.block and count == 1 else 0.0
     if len(weight) == 4 and target.block and _is_blocked(target, count, read, out):
         width = ceil(out / target.block) * target.block
         apart = width * space if out < target.block or out % 4 else 0
-        return count * (read * width * kernel * space / target.blocked + apart / target.ordered)
+        time = count * (read * width * kernel * space / target.blocked + apart / target.ordered)
+        return time + (plain if read < target.block else 0.0)
+    plain += count * out * space / target.ordered if target.block and count == 1 else 0.0
     columns = read * kernel * space * (1.6 if out > 1 else 1) if kernel > 1 else 0
-    return count * (read * out * kernel * space / target.multiplied + columns / target.ordered + target.start)
+    return plain + count * (read * out * kernel * space / target.multiplied + columns / target.ordered + target.start)
 
 
 def _is_blocked(target: Target, groups: int, read: int, out: int) -> bool:

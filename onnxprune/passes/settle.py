@@ -17,6 +17,8 @@ from onnxprune.passes.overlay import Made, Overlay
 
 __all__ = ["Choice", "Settlement"]
 
+_FAIR = 0.1  # of a node's cost; less may be nothing, as costs are rough
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -88,10 +90,10 @@ class Settlement:
         self._laid = len(self.overlay.made)
 
     def _is_better_without(self, choice: Choice, before: Choice) -> bool:
-        """Take a choice back if that costs less."""
+        """Take a choice back unless it saves a fair share of what the node cost before."""
         cost = self.cost
         self._swap(before)
-        if self.cost < cost:
+        if self.cost < cost + _FAIR * self._cost(choice.index):
             return True
         self._swap(choice)
         return False
