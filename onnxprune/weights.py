@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.reference
 from numpy.typing import NDArray
 
 from onnxprune.errors import ModelError
@@ -40,7 +41,8 @@ def weight_values(graph: Graph, name: str) -> NDArray[np.generic]:
 
 
 def _run(model: onnx.ModelProto, name: str) -> NDArray[np.generic]:
-    """ONNX Runtime on a handful of nodes; ONNX's reference evaluator lacks the older operator versions."""
+    """ONNX Runtime on a handful of nodes, or ONNX's reference evaluator, which lacks older operator versions but has
+    the types that the runtime has no kernels for (bfloat16)."""
     import onnxruntime as ort  # slow to import, and most models never need it here
 
     options = ort.SessionOptions()
@@ -49,4 +51,8 @@ def _run(model: onnx.ModelProto, name: str) -> NDArray[np.generic]:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return np.asarray(session.run(None, {})[0])
     except Exception as error:
-        raise ModelError(f"weight '{name}' cannot be computed: {str(error).splitlines()[0]}") from error
+        try:
+            found: list[object] = onnx.reference.ReferenceEvaluator(model).run([name], {})  # type: ignore[assignment]
+            return np.asarray(found[0])
+        except Exception:
+            raise ModelError(f"weight '{name}' cannot be computed: {str(error).splitlines()[0]}") from error
