@@ -1,0 +1,209 @@
+"""The two papers' comparisons in one frame: what each method keeps of a trained net at kernel granularity.
+
+Every net is pruned by every method to a share of its kernel slices, without retraining, and measured: accuracy on its
+test set; A-C, the share of the chosen slices that are accessible and co-accessible (the others do nothing and are
+cut); 'plain A-C', what plain magnitude has at the same rate; the multiply-accumulates (MACs) that are left; and the
+latency on ONNX Runtime, one thread, in turns with the original.
+
+The nets of ``models/`` bring their test sets. The mixed-scale dense net of the LEAN authors and its test set come from
+their repository (schoonhovenrichard/LEAN_CNN_pruning), as ONNX and as an .npz of ``images`` and ``labels``.
+
+Example:
+    $ python benchmarks/papers.py --msd msd_trained_dynamo.onnx --msd-test cs_test.npz --json papers.json
+    $ python benchmarks/papers.py models/unet_circles.onnx --methods lean topology --sparsities 0.9
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from models.data import RECIPES
+from models.evaluate import data_of
+from onnxprune.bench import benchmark
+from onnxprune.errors import UnreachableError
+from onnxprune.pipeline import prune
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
+METHODS = ("lean", "lean-anchored", "sv", "l1", "topology", "magnitude", "random")
+HEADINGS = ("S", "method", "accuracy", "A-C", "plain A-C", "slices left", "MACs left", "ms", "original ms", "× faster")
+SPARSITIES = (0.5, 0.8, 0.9, 0.95)
+
+Images = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Net:
+    """A trained model file and its test set."""
+
+    path: Path
+    images: Images
+    labels: Labels
+    keep: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One net pruned once.
+
+    Attributes:
+        net: its name.
+        method: what chose the kernel slices; 'original' for none.
+        sparsity: share of kernel slices that was to go.
+        kernels: share that is left.
+        accuracy: share of labels (of pixels, where the net labels pixels) that are right, without retraining.
+        connected: share of the chosen slices that are accessible and co-accessible (A-C).
+        plain: the same for plain magnitude at this rate.
+        macs: share of multiply-accumulates left.
+        before_ms: median time of a run of the original.
+        after_ms: and of the pruned net.
+        seconds: that pruning took.
+        problem: why it was not to be had.
+    """
+
+    net: str
+    method: str
+    sparsity: float
+    kernels: float = 1.0
+    accuracy: float | None = None
+    connected: float | None = None
+    plain: float | None = None
+    macs: float = 1.0
+    before_ms: float | None = None
+    after_ms: float | None = None
+    seconds: float = 0.0
+    problem: str = ""
+
+
+def nets(paths: Sequence[Path], limit: int) -> Iterator[Net]:
+    """Models of the project with their test sets, of which ``limit`` samples are used at most."""
+    for path in paths:
+        recipe = RECIPES[data_of(path)]
+        images, labels = recipe.make(**recipe.test)
+        yield Net(path, images[:limit], labels[:limit])
+
+
+def dense_net(path: Path, test: Path, keep: Sequence[str], limit: int) -> Net:
+    """The LEAN authors' net."""
+    with np.load(test) as held:
+        return Net(path, held["images"][:limit, None].astype(np.float32), held["labels"][:limit].astype(np.int64),
+                   tuple(keep))  # fmt: skip
+
+
+def accuracy(path: Path, images: Images, labels: Labels) -> float:
+    """Share of right labels; the classes lie along axis 1."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    source = session.get_inputs()[0]
+    batch = source.shape[0] if isinstance(source.shape[0], int) else 50 if images.size < 1e7 else 5
+    starts = range(0, len(images), batch)
+    found = [session.run(None, {source.name: images[start : start + batch]})[0].argmax(axis=1) for start in starts]
+    return float(np.mean(np.concatenate(found) == labels))
+
+
+def measured(net: Net, method: str, sparsity: float, seconds: float, scratch: Path) -> Row:
+    """Prune, evaluate and time one net."""
+    name, begin = net.path.stem, time.perf_counter()
+    try:
+        result = prune(
+            net.path, sparsity=sparsity, method=method, measure="kernels", granularity="kernel", keep=net.keep
+        )
+    except UnreachableError as error:
+        return Row(name, method, sparsity, problem=str(error))
+    took = time.perf_counter() - begin
+    out = scratch / f"{name}-{method}-{sparsity:g}.onnx"
+    result.save(out)
+    one = {v.name: (1, *net.images.shape[1:]) for v in result.model.graph.input}
+    timed = benchmark([net.path, out], threads=1, provider="cpu", seconds=seconds, memory=False, shapes=one)
+    assert result.connected is not None
+    return Row(
+        net=name,
+        method=method,
+        sparsity=sparsity,
+        kernels=result.after.kernels / result.before.kernels,
+        accuracy=accuracy(out, net.images, net.labels),
+        connected=result.connected.method,
+        plain=result.connected.plain_magnitude,
+        macs=result.after.macs / result.before.macs,
+        before_ms=timed[0].p50_ms,
+        after_ms=timed[1].p50_ms,
+        seconds=took,
+    )
+
+
+def show(rows: Sequence[Row], console: Console) -> None:
+    """One table a net."""
+    table = Table(title=rows[0].net, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for row in rows:
+        if row.problem:
+            table.add_row(f"{row.sparsity:g}", row.method, "cannot be reached")
+            continue
+        times = [f"{row.after_ms:.3g}", f"{row.before_ms:.3g}"] if row.after_ms and row.before_ms else ["", ""]
+        faster = f"{row.before_ms / row.after_ms:.2f}" if row.after_ms and row.before_ms else ""
+        shares = ("" if share is None else f"{share:.1%}" for share in (row.connected, row.plain))
+        table.add_row(f"{row.sparsity:g}", row.method, f"{row.accuracy:.4f}", *shares, f"{row.kernels:.2%}",
+                      f"{row.macs:.2%}", *times, faster)  # fmt: skip
+    console.print(table)
+
+
+def compared(net: Net, methods: Sequence[str], sparsities: Sequence[float], seconds: float, console: Console
+             ) -> list[Row]:  # fmt: skip
+    """All rows of a net, the original first."""
+    rows = [Row(net.path.stem, "original", 0.0, accuracy=accuracy(net.path, net.images, net.labels))]
+    with tempfile.TemporaryDirectory(prefix="papers-") as scratch:
+        for sparsity in sparsities:
+            for method in methods:
+                rows.append(measured(net, method, sparsity, seconds, Path(scratch)))
+    show(rows, console)
+    return rows
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Kernel granularity: methods side by side, without retraining.")
+    parser.add_argument("models", type=Path, nargs="*", help="models of models/; default: all")
+    parser.add_argument("--msd", type=Path, help="the LEAN authors' net as ONNX")
+    parser.add_argument("--msd-test", type=Path, help="its test set (.npz: images, labels)")
+    parser.add_argument("--msd-keep", nargs="*", default=(), help="layers of it to leave alone, as the authors do")
+    parser.add_argument("--only-msd", action="store_true", help="skip the models of models/")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--sparsities", nargs="+", type=float, default=SPARSITIES)
+    parser.add_argument("--images", type=int, default=10_000, help="of each test set at most")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of timing per model")
+    parser.add_argument("--json", type=Path, help="write all numbers here")
+    arguments = parser.parse_args()
+    console = Console(width=160, highlight=False)
+    rows: list[Row] = []
+    found = [p for p in sorted(MODELS.glob("*.onnx")) if not p.stem.endswith("_zeroed")]
+    chosen = [] if arguments.only_msd else arguments.models or found
+    every = list(nets(chosen, arguments.images))
+    if arguments.msd and arguments.msd.is_file() and arguments.msd_test and arguments.msd_test.is_file():
+        every.insert(0, dense_net(arguments.msd, arguments.msd_test, arguments.msd_keep, arguments.images))
+    else:
+        console.print("without the LEAN authors' net (--msd and --msd-test name no files)")
+    for net in every:
+        rows += compared(net, arguments.methods, arguments.sparsities, arguments.seconds, console)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
