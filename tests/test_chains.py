@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from onnxprune.passes.anchored_chains import anchored_edges
-from onnxprune.passes.chains import chains, lean_edges, lean_mask, lean_ranks
+from onnxprune.passes.chain_stages import stages_of
+from onnxprune.passes.chains import NumpySearch, chains, lean_edges, lean_mask, lean_ranks
 from onnxprune.passes.channel_graph import Block, ChannelGraph, Span
 
 Weights = dict[int, NDArray[np.float64]]
@@ -179,6 +180,34 @@ def test_wide_layers_give_what_evaluating_everything_anew_gives() -> None:
         if count == 300:
             return
     pytest.fail("the graph has more paths than that")
+
+
+def test_the_compiled_search_takes_the_same_paths() -> None:
+    """Random graphs, some with equal weights all over, and wide layers."""
+    pytest.importorskip("numba")
+    from onnxprune.passes.compiled_search import CompiledSearch
+
+    rng = np.random.default_rng(0)
+    graphs = [random_graph(rng) for _ in range(400)]
+    graphs += [(graph, {n: np.round(held) for n, held in weights.items()}) for graph, weights in graphs]
+    graphs.append(layered(rng, [40, 50, 60, 30, 50], 0.2))
+    seen = 0
+    for graph, weights in graphs:
+        plain, compiled = NumpySearch(stages_of(graph, weights)), CompiledSearch(stages_of(graph, weights))
+        while (expected := plain.take()) is not None:
+            assert compiled.take() == expected
+            seen += 1
+        assert compiled.take() is None
+    assert seen > 1000
+
+
+def test_large_graphs_are_searched_by_the_compiled_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    graph, weights = layered(np.random.default_rng(0), [30, 40, 50, 30], 0.2)
+    plain = as_set(lean_edges(graph, weights, 500))
+    monkeypatch.setattr("onnxprune.passes.chains._COMPILED_FROM", 0)
+    monkeypatch.setattr("onnxprune.passes.chains.NumpySearch", None)
+    assert as_set(lean_edges(graph, weights, 500)) == plain
 
 
 def test_a_budget_may_be_a_limit() -> None:

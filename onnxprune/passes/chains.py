@@ -16,12 +16,15 @@ stored. The result does not depend on how the search proceeds.
 
 Removing edges only lowers distances, and a distance changes only if the edge that gave it left or its source changed.
 So after each path the stages are passed once in topological order, and only such rows are evaluated again; a row stops
-at the first edge whose weight, even with the best source there is, cannot win.
+at the first edge whose weight, even with the best source there is, cannot win. Large graphs are searched by
+``onnxprune.passes.compiled_search`` where numba is installed, with the same result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +33,9 @@ from onnxprune.passes.anchored_chains import anchored_edges
 from onnxprune.passes.chain_stages import BlockStage, Chain, Floats, LinkStage, Stages, stages_of
 from onnxprune.passes.channel_graph import BoolArray, ChannelGraph, Vertices, consistent_edges
 
-__all__ = ["Chain", "chains", "lean_edges", "lean_mask", "lean_ranks", "log_weights"]
+__all__ = ["Chain", "NumpySearch", "chains", "lean_edges", "lean_mask", "lean_ranks", "log_weights"]
+
+_COMPILED_FROM = 100_000  # kernel slices; numba takes seconds to compile once, and part of one to load
 
 
 def log_weights(graph: ChannelGraph, norms: Mapping[int, NDArray[np.floating]]) -> dict[int, Floats]:
@@ -42,7 +47,7 @@ def log_weights(graph: ChannelGraph, norms: Mapping[int, NDArray[np.floating]]) 
 
 def chains(graph: ChannelGraph, weights: Mapping[int, Floats]) -> Iterator[Chain]:
     """The paths that LEAN takes, one after another, while there is one whose product is above 1."""
-    search = _Search(stages_of(graph, weights))
+    search = _search(stages_of(graph, weights), sum(weight.size for weight in weights.values()))
     while (chain := search.take()) is not None:
         yield chain
 
@@ -136,7 +141,22 @@ def _keep_singly(weights: Mapping[int, Floats], kept: dict[int, BoolArray], coun
         kept[node].ravel()[best[(best >= low) & (best < high)] - low] = True
 
 
-class _Search:
+def _search(found: Stages, slices: int) -> Search:
+    """Compiled where that pays and numba is there; the paths are the same."""
+    if slices < _COMPILED_FROM or find_spec("numba") is None:
+        return NumpySearch(found)
+    from onnxprune.passes.compiled_search import CompiledSearch
+
+    return CompiledSearch(found)
+
+
+class Search(Protocol):
+    """Takes one path after another."""
+
+    def take(self) -> Chain | None: ...
+
+
+class NumpySearch:
     """Distances of all nodes, kept exact as edges leave."""
 
     def __init__(self, found: Stages) -> None:
@@ -205,7 +225,7 @@ class _Search:
 class _Rows:
     """The rows of a stage, with views of what a search knows of its nodes."""
 
-    def __init__(self, search: _Search, number: int) -> None:
+    def __init__(self, search: NumpySearch, number: int) -> None:
         self.stage = search.found.stages[number]
         self.low = self.stage.low
         self.high = self.low + self.stage.rows
