@@ -111,27 +111,33 @@ class Random(_OneByOne):
 
 def strongest(kernels: Kernels, scores: Mapping[int, FloatArray]) -> Selection:
     """Best score first; equal ones in the order of the model. A shared slice has the best of its scores."""
-    best, where, reads = [np.zeros(0)], [np.zeros((0, 2), np.int64)], [np.zeros(0, np.int64)]
-    for i, held in enumerate(kernels.free):
-        found = np.maximum.reduce([scores[node] for node in held.nodes]).ravel()
-        alive = np.flatnonzero(kernels.nonzero[held.node])
-        best.append(found[alive])
-        where.append(np.stack((np.full(len(alive), i), alive), axis=1))
-        reads.append(np.full(len(alive), len(held.nodes)))
-    order = np.argsort(-np.concatenate(best), kind="stable")
+    best, reads = [np.zeros(0)], [np.zeros(0, np.int64)]
+    for held in kernels.free:
+        found = np.maximum.reduce([scores[node] for node in held.nodes])
+        best.append(found[kernels.nonzero[held.node]])
+        reads.append(np.full(len(best[-1]), len(held.nodes)))
+    ends = np.cumsum([len(part) for part in best])
+    order = _descending(np.concatenate(best))
     spent = kernels.fixed + np.cumsum(np.concatenate(reads)[order])
-    places = np.concatenate(where)[order]
 
     def select(count: int) -> EdgeMask:
-        taken = places[: np.searchsorted(spent, count, side="right")]
-        chosen = {}
-        for i, held in enumerate(kernels.free):
-            flat = np.zeros(kernels.nonzero[held.node].size, np.bool_)
-            flat[taken[taken[:, 0] == i, 1]] = True
-            chosen[held.node] = flat.reshape(kernels.nonzero[held.node].shape)
+        taken = np.zeros(len(order), np.bool_)
+        taken[order[: np.searchsorted(spent, count, side="right")]] = True
+        chosen = {held.node: np.zeros_like(kernels.nonzero[held.node]) for held in kernels.free}
+        for held, start, end in zip(kernels.free, ends, ends[1:], strict=False):
+            chosen[held.node][kernels.nonzero[held.node]] = taken[start:end]
         return kernels.mask(chosen)
 
     return Selection(select, kernels.fixed)
+
+
+def _descending(values: FloatArray) -> NDArray[np.intp]:
+    """The order that sorts values from large to small, equal ones by place; faster than a stable sort."""
+    order = np.argsort(-values)
+    equal = np.append(values[order[1:]] == values[order[:-1]], False)
+    tied = np.flatnonzero(equal | np.roll(equal, 1))
+    order[tied] = order[tied][np.lexsort((order[tied], -values[order[tied]]))]
+    return order
 
 
 def plain_magnitude(kernels: Kernels) -> Selection:
