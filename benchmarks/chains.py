@@ -5,10 +5,12 @@ of the next layer, a share of the edges above 1 (uniform in 1 … 2, the others 
 channel graph of such a chain is built directly. ``ResNet-50``: the channel graph of the exported model (random
 weights), operator norms of all kernel slices, and the selection of 2 % of them; the norms are scaled layer by layer so
 that the given share is above 1, as trained nets with normalisations between have them. ``norms``: all kernel slices of
-its 3×3 layers at once, beside a loop that transforms one kernel at a time on the same grid (timed on a sample).
+its 3×3 layers at once, beside a loop that transforms one kernel at a time (timed on a sample), both on the same grid.
+The first row is a small search that also compiles, or loads, the compiled search (where numba is installed).
 
 Times are seconds of one core (user and system time of this process; run it with OMP_NUM_THREADS=1), so that other work
-on the machine counts as little as possible. The exponent is the slope of log time over log edges.
+on the machine counts as little as possible. Rows are printed as they are measured. The exponent is the slope of log
+time over log edges.
 
 Example:
     $ OMP_NUM_THREADS=1 python benchmarks/chains.py --json chains.json
@@ -28,7 +30,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
 from onnxprune.graph import Graph
 from onnxprune.ops import build_map
@@ -37,13 +38,15 @@ from onnxprune.passes.channel_edges import channel_graph
 from onnxprune.passes.channel_graph import Block, ChannelGraph, Span
 from onnxprune.passes.norms import operator_block, operator_norms, slices
 
+FIRST_USE = (2, 256)
 LAYOUTS = ((10, 256), (40, 128), (10, 512), (50, 256))
 SHARES = (0.02, 0.2)
 KEPT = 0.1
 TARGETS = {"50 × 256": 20.0, "ResNet-50": 20.0}
 LEAST_RATIO = 100.0
-GRID = 128  # points of the authors' transform
+GRIDS = (32, 128)  # points per axis: what 3×3 kernels have by default; what the authors' transform has
 SAMPLE = 2000  # kernels that the loop is timed on
+HEAD = f"{'layers × channels':>17}  above 1  {'edges':>9}  {'kept':>7}  seconds  aim"
 
 Floats = NDArray[np.float64]
 
@@ -101,25 +104,31 @@ def resnet(path: Path, above: float, keep: float = 0.02) -> Row:
     return Row("ResNet-50", above, edges, sum(int(h.sum()) for h in kept.values()), seconds, TARGETS["ResNet-50"])
 
 
-def norm_ratio(path: Path) -> tuple[int, float, float]:
-    """Kernels, seconds for all of them at once (grid as asked for), seconds for all by a loop (from a sample)."""
+def norm_ratio(path: Path, grid: int) -> tuple[int, float, float]:
+    """Kernels, seconds for all of them at once, seconds for all by a loop (from a sample), on a grid² of points."""
     channel_map = build_map(Graph(onnx.load(path)))
     held = [slices(channel_map, c) for c in channel_map.contractions]
     held = [w for w in held if w.shape[2:] == (3, 3)]
     start = time.process_time()
     for w in held:
-        operator_norms(w)
+        operator_norms(w, grid=grid)
     together = time.process_time() - start
     flat = np.concatenate([w.reshape(-1, 3, 3) for w in held])
     start = time.process_time()
     for kernel in flat[:SAMPLE]:
-        float(np.abs(np.fft.fft2(kernel, (GRID, GRID))).max())
+        float(np.abs(np.fft.fft2(kernel, (grid, grid))).max())
     return len(flat), together, (time.process_time() - start) / min(SAMPLE, len(flat)) * len(flat)
 
 
 def exponent(rows: Sequence[Row]) -> float:
     logs = np.log([[row.edges, row.seconds] for row in rows])
     return float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
+
+
+def shown(console: Console, row: Row) -> Row:
+    aim = "" if row.target is None else f"≤ {row.target:g}: {'yes' if row.seconds <= row.target else 'NO'}"
+    console.print(f"{row.what:>17}  {row.above:7.0%}  {row.edges:9}  {row.kept:7}  {row.seconds:7.2f}  {aim}")
+    return row
 
 
 def exported_resnet(folder: Path) -> Path | None:
@@ -138,32 +147,26 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the numbers here")
     chosen = parser.parse_args()
     console = Console()
-    rows = [layout(layers, channels, above) for layers, channels in LAYOUTS for above in SHARES]
+    console.print(HEAD)
+    shown(console, layout(*FIRST_USE, SHARES[0]))
+    rows = [shown(console, layout(*layers, above)) for layers in LAYOUTS for above in SHARES]
     fits = {above: exponent([row for row in rows if row.above == above]) for above in SHARES}
-    ratio = None
+    ratios = {}
     with tempfile.TemporaryDirectory() as folder:
         path = chosen.resnet or exported_resnet(Path(folder))
         if path is not None:
-            rows += [resnet(path, above) for above in SHARES]
-            ratio = norm_ratio(path)
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("layers × channels", "above 1", "edges", "kept", "seconds", "aim"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        aim = "" if row.target is None else f"≤ {row.target:g}: {'yes' if row.seconds <= row.target else 'NO'}"
-        table.add_row(row.what, f"{row.above:.0%}", str(row.edges), str(row.kept), f"{row.seconds:.2f}", aim)
-    console.print(table)
+            rows += [shown(console, resnet(path, above)) for above in SHARES]
+            ratios = {grid: norm_ratio(path, grid) for grid in GRIDS}
     for above, fit in fits.items():
-        console.print(f"growth with {above:.0%} above 1: time ~ edges^{fit:.2f}")
-    if ratio is not None:
-        count, together, loop = ratio
+        console.print(f"growth on layers × channels with {above:.0%} above 1: time ~ edges^{fit:.2f}")
+    for grid, (count, together, loop) in ratios.items():
         met = "yes" if loop >= LEAST_RATIO * together else "NO"
         console.print(
-            f"norms of {count} 3×3 kernels: {together:.2f} s at once, {loop:.1f} s by a loop of transforms "
-            f"on {GRID}² points: {loop / together:.0f} × (≥ {LEAST_RATIO:g}: {met})"
+            f"norms of {count} 3×3 kernels on {grid}² points: {together:.2f} s at once, {loop:.1f} s by a loop of "
+            f"transforms: {loop / together:.0f} × (≥ {LEAST_RATIO:g}: {met})"
         )
     if chosen.json:
-        found = {"rows": [asdict(row) for row in rows], "exponents": fits, "norms": ratio}
+        found = {"rows": [asdict(row) for row in rows], "exponents": fits, "norms": ratios}
         chosen.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
