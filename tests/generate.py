@@ -21,7 +21,7 @@ __all__ = ["Builder", "Choices", "Seeded", "Value", "grow"]
 
 T = TypeVar("T")
 Array = NDArray[np.generic]
-OPSETS = (9, 11, 13, 17, 21)
+OPSETS = (7, 9, 10, 11, 12, 13, 15, 17, 18, 19, 21, 23, 24, 24)
 
 
 class Choices(Protocol):
@@ -119,7 +119,7 @@ class Builder:
         """Numbers as an initializer or, now and then, a Constant node."""
         held = values if isinstance(values, np.ndarray) else np.array(values, self.dtype)
         name = self.name("c")
-        if self.chance(6):
+        if (self.opset >= 9 or held.dtype.kind == "f") and self.chance(6):
             self.nodes.append(helper.make_node("Constant", [], [name], value=numpy_helper.from_array(held, name)))
         else:
             self.tensors[name] = held
@@ -255,15 +255,18 @@ def _one(made: Value | list[Value] | None) -> Value:
 
 
 def _finished(b: Builder, feed: Value, outputs: Sequence[Value]) -> ModelProto:
-    """The model; at opset 9 now and then as old as IR 3, which lists the constants among the inputs."""
+    """The model; up to opset 9 now and then as old as IR 3, which lists the constants among the inputs."""
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(b.dtype))
     stored = [numpy_helper.from_array(values, name) for name, values in b.tensors.items()]
-    old = b.opset == 9 and b.chance(2)
+    old = b.opset <= 9 and b.chance(2)
     listed = [helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in stored] if old else []
     graph = helper.make_graph(
         b.nodes, "random", [_declared(b, feed, kind), *listed], [_declared(b, v, kind) for v in outputs], stored
     )
-    return helper.make_model(graph, ir_version=3 if old else 8, opset_imports=[helper.make_opsetid("", b.opset)])
+    versions = [helper.make_opsetid("", b.opset)]
+    if any(node.domain for node in b.nodes):
+        versions.append(helper.make_opsetid("com.microsoft", 1))
+    return helper.make_model(graph, ir_version=3 if old else 8, opset_imports=versions)
 
 
 def _declared(b: Builder, v: Value, kind: int) -> ValueInfoProto:

@@ -68,7 +68,7 @@ def clip(b: Builder, x: Value) -> Value:
 
 def with_constant(b: Builder, x: Value) -> Value:
     """x ∘ constant, the constant broadcast in one of several ways."""
-    op = b.pick(("Add", "Sub", "Mul", "Max", "Min", "Div"))
+    op = b.pick(("Add", "Sub", "Mul", "Max", "Min", "Div") if b.opset >= 8 else ("Add", "Sub", "Mul", "Div"))
     axis = 1 if x.rank == 4 or b.chance(3) else x.rank - 1
     along = [x.shape[a] if a == axis else 1 for a in range(x.rank)]
     shape = b.pick(([], [1], along[axis:], along, [*along[:-1], x.shape[-1]], [1, *x.shape[1:]]))
@@ -95,7 +95,7 @@ def with_other(b: Builder, x: Value) -> Value:
     y = b.pick(others)
     if op in ("Add", "Mul", "Sub"):
         return b.node(op, [x, y])
-    if b.dtype == np.float64 and op in ("Max", "Mean"):
+    if (b.dtype == np.float64 and op in ("Max", "Mean")) or (op == "Where" and b.opset < 9):
         return b.node("Add", [x, y])
     if op != "Where":
         return b.node(op, [x, y, b.pick(others)] if b.chance(2) else [x, y])
@@ -255,7 +255,7 @@ def tile(b: Builder, x: Value) -> Value:
 
 
 def pass_through(b: Builder, x: Value) -> Value:
-    op = b.pick(("Identity", "Dropout", "Expand", "Squeeze", "Cast"))
+    op = b.pick(("Identity", "Dropout", "Expand", "Squeeze", "Cast") if b.opset >= 8 else ("Identity", "Dropout"))
     if op == "Expand":
         target = [1 if b.open_batch else x.shape[0], *x.shape[1:]]
         return b.node("Expand", [x, b.ints(*(target[1:] if b.chance(2) else target))])

@@ -144,6 +144,8 @@ def resize(b: Builder, x: Value) -> Value | None:
     shape = (*x.shape[:2], *(2 * n for n in x.shape[2:]))
     scales = b.constant(np.array([1, 1, 2, 2], np.float32))
     mode = b.pick(("nearest", "linear"))
+    if b.opset < 9:
+        return b.node("Upsample", [x], shape, mode=mode, scales=[1.0, 1.0, 2.0, 2.0])
     if b.opset < 11:
         return b.node("Upsample" if b.opset < 10 else "Resize", [x, scales], shape, mode=mode)
     empty = b.constant(np.zeros(0, np.float32)) if b.opset < 13 else ""

@@ -51,6 +51,7 @@ from generate_images import (
     to_tokens,
     to_vector,
 )
+from generate_rare import RARE_ANY, RARE_IMAGE, RARE_TOKENS, RARE_VECTOR, quantised_stem
 from generate_tokens import (
     attention,
     einsum,
@@ -98,17 +99,24 @@ _VECTOR: tuple[Step, ...] = (gemm, gemm, gemm, linear, gated, unflatten, unflatt
 
 
 def steps(b: Builder, x: Value) -> Sequence[Step]:
-    """What can be appended to a tensor."""
+    """What can be appended to a tensor: mostly what is common, now and then what is not."""
+    rare = b.chance(4)
     if x.rank == 4:
-        return (*_ANY, *_IMAGE)
+        return (*RARE_ANY, *RARE_IMAGE) if rare else (*_ANY, *_IMAGE)
     if x.rank == 3:
-        return (*_ANY, *_TOKENS, *(_SEQUENCE if b.dtype == np.float32 else ()))
-    return (*_ANY, *_VECTOR) if x.rank == 2 else (pass_through,)
+        common = (*_ANY, *_TOKENS, *(_SEQUENCE if b.dtype == np.float32 else ()))
+        return (*RARE_ANY, *RARE_TOKENS) if rare else common
+    if x.rank == 2:
+        return (*RARE_ANY, *RARE_VECTOR) if rare else (*_ANY, *_VECTOR)
+    return (pass_through,)
 
 
 def stem(b: Builder, x: Value) -> Value:
     """What the model input goes through first, so that there are channels that may leave."""
     wide = b.size(4, 10)
+    quantised = quantised_stem(b, x) if b.chance(6) else None
+    if quantised is not None:
+        x = quantised
     if x.rank == 4:
         y = b.node(
             "Conv", [x, b.weight((wide, x.shape[1], 1, 1), x.shape[1]), b.vector(wide)], resized(x.shape, 1, wide)
