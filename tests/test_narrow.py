@@ -99,6 +99,9 @@ CASES = [
     image("one operand of a Concat", f"{ALL} y = Conv(c, v)", {"v": (4, 3, 1, 1)}, "Conv Conv", v=only(12, 4, 5, 6)),
     image("two operands in part", f"{ALL} y = Conv(c, v)", {"v": (4, 3, 1, 1)}, f"{STEM} Concat Gather Gather",
           v=only(12, 1, 8, 9)),
+    image("the only channel of a tensor, twice", "l = Conv(x, w) a = Sigmoid(l) b = Add(a, k) "
+          "c = Concat<axis=1>(b, b, p) y = Conv(c, v)", {"v": (4, 2, 1, 1)},
+          w=(1, 3, 1, 1), k=(1, 1, 1, 1), v=only(6, 0, 1)),
     image("readers that want different parts", f"{ALL} {ENDS}", {"v": (4, 4, 1, 1), "u": (4, 5, 1, 1)},
           "Conv Conv Conv Conv Concat", v=only(12, 0, 1, 2, 3), u=only(12, 7, 8, 9, 10, 11)),
     image("a reader that wants everything", f"{ALL} {ENDS}", {"v": (4, 4, 1, 1), "u": (4, 12, 1, 1)},

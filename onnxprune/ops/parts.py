@@ -53,13 +53,19 @@ Rule = Callable[[NodeContext, int, int, IntArray], Found]
 
 
 def parts_for(ctx: NodeContext, output: int, axis: int, indices: IntArray) -> Found:
-    """What a node has to read for these indices of an axis of an output; None where it has to read everything."""
+    """What a node has to read for these indices of an axis of an output; None where it has to read everything.
+
+    An index that is the only one of its axis may be wanted several times, but an operand of size 1 would be taken for
+    one that broadcasts: then only joints are seen through.
+    """
     name = ctx.node.op_type if ctx.node.domain in ("", "ai.onnx") else f"{ctx.node.domain}.{ctx.node.op_type}"
     rule = _RULES.get(name)
     if rule is None or ctx.builder.graph.opset < 7:
         return None
     try:
-        return rule(ctx, output, axis, indices)
+        found = rule(ctx, output, axis, indices)
+        single = isinstance(found, Again) and ctx.out_shape(output)[axis] == 1
+        return None if single else found
     except _REFUSALS:
         return None
 
