@@ -23,6 +23,7 @@ from test_property import models as any_model
 from witness import assert_zeroed_copy, constants, feeds, largest_error, outputs, stored_weights
 
 import onnxprune
+from onnxprune.bodies import flatten
 from onnxprune.graph import Graph
 from onnxprune.ops import build_map
 from onnxprune.passes.channel_graph import accessible
@@ -43,7 +44,7 @@ def pruned(model: ModelProto | Path, sparsity: float | None = 0.5, **options: An
 
 
 def kernels(model: ModelProto) -> Kernels:
-    return kernels_of(build_map(Graph(model)))
+    return kernels_of(build_map(Graph(flatten(model))))
 
 
 def slices_left(model: ModelProto) -> int:
