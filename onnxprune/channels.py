@@ -46,6 +46,7 @@ __all__ = [
     "Point",
     "Shuffle",
     "Term",
+    "check_length",
     "solve",
 ]
 
@@ -81,8 +82,20 @@ _COMPUTING = frozenset(("Cast", "Neg"))
 """Those of them that change other numbers."""
 
 
+_LONGEST = 1 << 19
+"""Indices of an axis whose channels are told apart: a vocabulary has less, a size that somebody made up has more."""
+_MOST = 1 << 24
+"""Channels of a model."""
+
+
 class Opaque(Exception):  # noqa: N818 - a refusal, not an error: caught by the builder, never seen outside
     """An operator's rule does not cover this node; its channels are frozen for the given reason."""
+
+
+def check_length(size: int, most: int = _LONGEST) -> None:
+    """Raises Opaque for an array of channels so long that only a made-up size can ask for it."""
+    if size > most:
+        raise Opaque("it is longer than any axis of channels")
 
 
 @dataclass(frozen=True)
@@ -210,7 +223,9 @@ class MapBuilder:
     renormalised: list[tuple[str, Ids]] = field(default_factory=list)
 
     def fresh(self, count: int) -> Ids:
-        """New channels."""
+        """New channels. Raises Opaque for more than a sensible model has."""
+        check_length(count)
+        check_length(self.size + count, _MOST)
         ids = np.arange(self.size, self.size + count, dtype=np.int32)
         self.size += count
         return ids
@@ -303,8 +318,14 @@ class NodeContext:
             return self.builder.axes.get(name, (None,) * len(shape))
         edge = (self.index, k)
         if edge not in self.builder.uses:
-            self.builder.uses[edge] = tuple(self.builder.fresh(size) for size in shape)
+            self.builder.uses[edge] = tuple(self._fresh_or_plain(size) for size in shape)
         return self.builder.uses[edge]
+
+    def _fresh_or_plain(self, size: int) -> Ids | None:
+        try:
+            return self.builder.fresh(size)
+        except Opaque:  # an empty tensor can declare any length
+            return None
 
     def parameter_axes(self, k: int) -> Axes:
         """The axes of input k as far as it is computed; a stored constant keeps its size and has none."""

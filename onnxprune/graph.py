@@ -32,11 +32,11 @@ _FIELDS = {
 
 
 def attribute(node: NodeProto, name: str) -> object:
-    """The value of an attribute (bytes become str), or None where the node does not have it."""
+    """The value of an attribute (bytes become str, also where they are no text), or None where the node lacks it."""
     for held in node.attribute:
         if held.name == name:
             value: object = onnx.helper.get_attribute_value(held)
-            return value.decode() if isinstance(value, bytes) else value
+            return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
     return None
 
 

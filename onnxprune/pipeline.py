@@ -26,6 +26,7 @@ from onnxprune.calibration import target_of
 from onnxprune.channels import ChannelMap
 from onnxprune.consistency import assert_consistent
 from onnxprune.errors import UnreachableError, UsageError, VerificationError
+from onnxprune.footprint import check_footprint
 from onnxprune.graph import Graph, node_name
 from onnxprune.inputs import Shapes
 from onnxprune.kernel_budget import Budget, Connectivity, Fitted, connectivity, within_budget
@@ -43,7 +44,7 @@ from onnxprune.passes.masked import masked_reference
 from onnxprune.passes.narrow import Narrowed, Restructure, can_narrow, narrow
 from onnxprune.passes.rewrite import rewrite
 from onnxprune.passes.scores import METHODS
-from onnxprune.passes.select import reachable, round_up, select
+from onnxprune.passes.select import reachable, reachable_each, round_up, select
 from onnxprune.plan import KernelCut, Plan, keep_of, kernel_cuts, mask_of, plan_of
 from onnxprune.runtime import Provider
 from onnxprune.verify import Verification, rounding, squashed_tensors, verify
@@ -507,12 +508,13 @@ def _sizes_kept(channel_map: ChannelMap, keep: BoolArray, model: ModelProto) -> 
 
 def reach(channel_map: ChannelMap) -> dict[Measure, float]:
     """For every measure, the largest sparsity that can be reached."""
-    return {measure: reachable(channel_map, cost_of(channel_map, measure)) for measure in MEASURES}
+    return reachable_each(channel_map, {measure: cost_of(channel_map, measure) for measure in MEASURES})
 
 
 def _verified(
     result: Result, candidate: ModelProto | Path, provider: Provider, shapes: Shapes | None, seed: int
 ) -> Verification:
+    check_footprint(result.original.graph, result.original.shapes)
     with TemporaryDirectory(prefix="onnxprune-") as scratch:
         reference = _as_runnable(result, result.reference, Path(scratch) / "reference.onnx")
         tried = _as_runnable(result, candidate, Path(scratch) / "pruned.onnx")

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from onnxprune.channels import Axes, Ids, NodeContext
+from onnxprune.channels import Axes, Ids, NodeContext, check_length
 from onnxprune.editing import NodeEditor
 
 __all__ = ["FLOAT", "Slots", "conv", "conv_transpose", "gemm", "matmul", "resize_groups"]
@@ -51,6 +51,7 @@ def conv(ctx: NodeContext, slots: Slots = FLOAT, *, channels_last: bool = False)
         inputs = x[1]
         outputs, macs = _grouped(ctx, x[1], w, count, shape[1])
     if inputs is None and w[1] is not None:
+        check_length(len(w[1]) * count)
         inputs = np.tile(w[1], count)
     y = ctx.out_shape()
     positions = prod(y[1:-1] if channels_last else y[2:]) * prod(shape[2:])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.channels import Axes, Ids, NodeContext, Opaque
+from onnxprune.channels import Axes, Ids, NodeContext, Opaque, check_length
 from onnxprune.editing import NodeEditor
 from onnxprune.graph import attribute
 from onnxprune.ops.movement import carry
@@ -65,6 +65,7 @@ def _joined(ctx: NodeContext, parts: Mapping[int, Ids | None], axis: int) -> Ids
     if all(ids is None for ids in held.values()):
         return None
     sizes = {k: ctx.shape(k)[axis] for k in parts}
+    check_length(sum(sizes.values()))
     return np.concatenate([np.zeros(sizes[k], np.int32) if ids is None else ids for k, ids in held.items()])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.channels import Axes, NodeContext
+from onnxprune.channels import Axes, NodeContext, check_length
 from onnxprune.graph import attribute
 
 __all__ = ["carry", "depth_to_space", "space_to_depth", "tile", "transpose"]
@@ -31,6 +31,8 @@ def transpose(ctx: NodeContext) -> list[Axes]:
 
 def tile(ctx: NodeContext) -> list[Axes]:
     """Axes repeated as a whole, https://onnx.ai/onnx/operators/onnx__Tile.html"""
+    for wide in ctx.out_shape():
+        check_length(wide)
     axes = [
         None if ids is None else np.tile(ids, wide // size)
         for ids, size, wide in zip(ctx.axes(0), ctx.shape(0), ctx.out_shape(), strict=True)
@@ -60,6 +62,7 @@ def space_to_depth(ctx: NodeContext) -> list[Axes]:
     """
     axes, block = ctx.axes(0), ctx.integer("blocksize", 1)
     _plain_beyond_channels(ctx, axes)
+    check_length(ctx.out_shape()[1])
     spread = np.repeat if attribute(ctx.node, "mode") == "CRD" else np.tile
     repeated = None if axes[1] is None else spread(axes[1], block * block)
     return carry(ctx, (axes[0], repeated, None, None))

@@ -12,13 +12,17 @@ from math import prod
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
-from onnxprune.channels import Axes, Ids, NodeContext, Opaque
+from onnxprune.channels import Axes, Ids, NodeContext, Opaque, check_length
 from onnxprune.editing import NodeEditor
 from onnxprune.graph import attribute
 from onnxprune.ops.movement import carry
 
 __all__ = ["constant_of_shape", "expand", "flatten", "reshape", "resize_constant_of_shape", "resize_expand",
            "resize_reshape", "resize_squeeze", "squeeze", "unsqueeze"]  # fmt: skip
+
+
+_MOST_MIXED = 1 << 28
+"""Elements of the axes that a Reshape mixes, up to which their channels are followed one by one."""
 
 
 def reshape(ctx: NodeContext) -> list[Axes]:
@@ -84,6 +88,7 @@ def _block(ctx: NodeContext, old: list[int], new: list[int], before: Sequence[in
     wide = [a for a in new if after[a] != 1]
     if before[carrier] == prod(before[a] for a in old) and len(wide) == 1:
         return [ids if a == wide[0] else None for a in new]
+    check_length(prod(before[a] for a in old), _MOST_MIXED)
     joint = np.broadcast_to(
         ids.reshape([-1 if a == carrier else 1 for a in old]), [before[a] for a in old]
     ).reshape([after[a] for a in new])  # fmt: skip

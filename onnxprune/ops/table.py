@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
+from onnx import NodeProto
 
 from onnxprune.bodies import is_call, is_marker
 from onnxprune.channels import INNERMOST, OUTERMOST, Axes, ChannelMap, Ids, MapBuilder, NodeContext, Opaque, solve
@@ -283,7 +285,22 @@ def is_derived(context: NodeContext) -> bool:
     held = [k for k in range(len(context.node.input)) if context.has(k)]
     if is_marker(context.node):
         return False  # what comes out of a body depends on a condition, or on the iteration
-    return bool(held) and all(context.is_constant(k) for k in held) and not any(True for _ in subgraphs(context.node))
+    if not held or not all(context.is_constant(k) for k in held) or any(True for _ in subgraphs(context.node)):
+        return False
+    return _is_in_proportion(context.builder, context.node)
+
+
+_ALWAYS_SMALL = 1 << 24
+
+
+def _is_in_proportion(builder: MapBuilder, node: NodeProto) -> bool:
+    """Whether what a node computes from stored constants is not so large that somebody only wants it to be."""
+    shapes = [builder.shapes.of.get(name) for name in node.output if name]
+    largest = max((prod(shape) for shape in shapes if shape is not None), default=0)
+    if largest <= _ALWAYS_SMALL:
+        return True
+    stored = max(prod(tensor.dims) for tensor in builder.graph.constants.values())
+    return bool(largest <= 2 * stored)
 
 
 def _keep_one(context: NodeContext) -> None:
@@ -299,6 +316,10 @@ def is_size(builder: MapBuilder, context: NodeContext) -> bool:
     """A small integer computed from shapes: it carries no channels. (Size has no way to go on telling the old one.)"""
     value = builder.shapes.values.get(next(iter(context.node.output), ""))
     return value is not None and value.dtype in _SIZE_TYPES and context.node.op_type != "Size"
+
+
+_BREAKS_ITS_SCHEMA = (ArithmeticError, AssertionError, IndexError, KeyError, MemoryError, TypeError, ValueError)
+"""What a rule ends in where a node is not what its operator says."""
 
 
 def apply_rule(context: NodeContext) -> list[Axes]:
@@ -318,7 +339,7 @@ def apply_rule(context: NodeContext) -> list[Axes]:
         return outputs
     except Opaque as refusal:
         return context.freeze_all(str(refusal))
-    except (AssertionError, IndexError, KeyError, TypeError, ValueError) as error:  # the node breaks its own schema
+    except _BREAKS_ITS_SCHEMA as error:
         return context.freeze_all(f"{node.op_type} is malformed ({type(error).__name__}: {error})")
 
 

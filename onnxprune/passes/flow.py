@@ -168,6 +168,8 @@ class _Engine:
 
     def _lookup(self, tensors: Sequence[_Tensor], groups: Ids, absent: float) -> FloatArray:
         """Best value of each group over the tensors it appears in; ``absent`` for groups that appear in none."""
+        if len(tensors) == 1 and np.array_equal(tensors[0].groups, groups):
+            return tensors[0].best.copy()
         for tensor in tensors:
             self.scratch[tensor.groups] = np.fmax(self.scratch[tensor.groups], tensor.best)
         result = self.scratch[groups]

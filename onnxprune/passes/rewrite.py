@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune.bodies import FORMAL, RESULT, loops, number, restore, results_of
@@ -342,8 +342,15 @@ def _without_data(model: ModelProto) -> ModelProto:
         added = light.graph.node.add(op_type=node.op_type, name=node.name, domain=node.domain)
         added.input.extend(node.input)
         added.output.extend(node.output)
-        added.attribute.extend(a for a in node.attribute if a.type in (a.INT, a.INTS, a.FLOAT, a.STRING))
+        added.attribute.extend(held for held in node.attribute if _is_readable(held))
     return light
+
+
+def _is_readable(held: AttributeProto) -> bool:
+    """Whether the editing view takes an attribute: numbers, and text that is text."""
+    if held.type == AttributeProto.STRING:
+        return bool(held.s.decode(errors="ignore").encode() == held.s)
+    return held.type in (AttributeProto.INT, AttributeProto.INTS, AttributeProto.FLOAT)
 
 
 def _shell(model: ModelProto) -> ModelProto:

@@ -12,7 +12,9 @@ path from an input to an output any more are dropped.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +26,7 @@ from onnxprune.passes.families import families
 from onnxprune.passes.flow import Blocks, flow
 from onnxprune.passes.norms import FloatArray
 
-__all__ = ["Selection", "consistent", "reachable", "round_up", "select"]
+__all__ = ["Selection", "consistent", "reachable", "reachable_each", "round_up", "select"]
 
 _FULL = 0.98  # share of the budget from which on it counts as filled
 _ROUNDINGS = (0.5, 0.0, 1.0)  # to the nearest good width, else up, else down
@@ -142,10 +144,19 @@ def consistent(channel_map: ChannelMap, blocks: Blocks, keep: BoolArray, scores:
     return kept
 
 
+Name = TypeVar("Name", bound=str)
+
+
 def reachable(channel_map: ChannelMap, cost: Cost) -> float:
     """The largest share (0..1) of a cost that can be removed with every output still reached."""
-    total = cost(np.ones(channel_map.groups, np.bool_))
-    return 1 - cost(_least(channel_map)) / total if total else 0.0
+    return reachable_each(channel_map, {"": cost})[""]
+
+
+def reachable_each(channel_map: ChannelMap, costs: Mapping[Name, Cost]) -> dict[Name, float]:
+    """``reachable`` for several costs, for the work of one."""
+    everything, least = np.ones(channel_map.groups, np.bool_), _least(channel_map)
+    whole = {name: cost(everything) for name, cost in costs.items()}
+    return {name: 1 - cost(least) / whole[name] if whole[name] else 0.0 for name, cost in costs.items()}
 
 
 def _least(channel_map: ChannelMap) -> BoolArray:

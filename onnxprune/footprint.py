@@ -1,0 +1,63 @@
+"""Can a model be run here at all? A few bytes of a model can ask for terabytes.
+
+ONNX Runtime allocates what a model asks for, and the system may end the process before it says no. So before a model
+is run, the tensors whose sizes are known are looked at.
+"""
+
+from __future__ import annotations
+
+import os
+from math import prod
+
+from onnx import TensorProto, helper
+
+from onnxprune.errors import ModelError
+from onnxprune.files.tensor_bytes import raw_size
+from onnxprune.graph import Graph, node_name
+from onnxprune.shapes import Shapes
+
+__all__ = ["check_footprint"]
+
+_SHARE = 4  # of the machine's memory, the part one tensor may take
+_UNKNOWN = 16 * 2**30  # bytes of memory where the system does not say
+_FILLED = 2**28  # bytes that a tensor computed from constants alone may always take
+
+
+def check_footprint(graph: Graph, shapes: Shapes) -> None:
+    """Raises ModelError for a tensor of fixed size that takes more than a quarter of the memory, or, if it is computed
+    from constants alone, far more than all of these."""
+    stored = sum(raw_size(tensor) for tensor in graph.constants.values())
+    most, filled = _memory() // _SHARE, max(_FILLED, 2 * stored)
+    fixed = set(graph.constants)
+    for value in graph.model.graph.input:
+        _check(f"input '{value.name}'", value.name, shapes, most)
+    for node in graph.nodes:
+        inside = all(name in fixed for name in node.input if name)
+        for name in node.output:
+            _check(f"'{name}' of node '{node_name(node)}'", name, shapes, min(most, filled) if inside else most)
+        if inside:
+            fixed.update(node.output)
+
+
+def _memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return _UNKNOWN
+
+
+def _check(what: str, name: str, shapes: Shapes, most: int) -> None:
+    shape = shapes.of.get(name, ())
+    size = prod(shape) * _item_size(shapes.types.get(name, TensorProto.FLOAT))
+    if size > most and all(shapes.is_fixed(name, axis) for axis in range(len(shape))):
+        raise ModelError(
+            f"{what} takes {size / 1e9:,.1f} GB, more than is tried here ({most / 1e9:,.1f} GB); "
+            "run it elsewhere, or use --no-verify"
+        )
+
+
+def _item_size(kind: int) -> int:
+    try:
+        return int(helper.tensor_dtype_to_np_dtype(kind).itemsize)
+    except KeyError:
+        return 4
