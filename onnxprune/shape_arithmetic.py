@@ -40,7 +40,7 @@ def evaluate(
     try:
         with np.errstate(all="ignore"):
             return rule(node, [a for a in arguments if a is not None])
-    except (ValueError, IndexError, TypeError, OverflowError, MemoryError):
+    except (ArithmeticError, IndexError, MemoryError, TypeError, ValueError):
         return None
 
 

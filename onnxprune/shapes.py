@@ -315,13 +315,29 @@ _ELEMENT_TYPES = {
 }
 
 
+_LARGEST = 1 << 36
+"""Elements of a tensor beyond which sizes are made up."""
+_LONGEST_RANGE = 1 << 20
+"""Elements of a Range that ONNX Runtime may write out, one by one, to infer shapes from them."""
+
+
+def _is_made_up(graph: Graph, result: Shapes) -> bool:
+    """Whether ONNX Runtime could take gigabytes to infer the shapes of a model."""
+    ranges = [result.of.get(node.output[0], ()) for node in graph.nodes if node.op_type == "Range" and node.output]
+    return any(prod(shape) > _LONGEST_RANGE for shape in ranges) or any(map(_is_huge, result.of.values()))
+
+
+def _is_huge(shape: Shape) -> bool:
+    return prod(shape) > _LARGEST
+
+
 def _ask_runtime(graph: Graph, light: ModelProto, result: Shapes) -> bool:
     """Fill what is still unknown with the shapes ONNX Runtime infers when it builds a session; whether it knew any.
 
     Only where a tensor of unknown shape is read by a node; nothing is executed.
     """
     missing = [n for node in graph.nodes for n in node.output if n and n not in result.of and n in graph.consumers]
-    if not missing or any(map(is_marker, graph.nodes)):
+    if not missing or any(map(is_marker, graph.nodes)) or _is_made_up(graph, result):
         return False
     import onnxruntime as ort  # slow to import, and most models never need it here
 
