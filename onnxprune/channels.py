@@ -84,7 +84,7 @@ _COMPUTING = frozenset(("Cast", "Neg"))
 
 _LONGEST = 1 << 19
 """Indices of an axis whose channels are told apart: a vocabulary has less, a size that somebody made up has more."""
-_MOST = 1 << 24
+_MOST = 1 << 25
 """Channels of a model."""
 
 
@@ -230,6 +230,13 @@ class MapBuilder:
         self.size += count
         return ids
 
+    def fresh_or_plain(self, count: int) -> Ids | None:
+        """New channels; None for an axis of more than a sensible model has."""
+        try:
+            return self.fresh(count)
+        except Opaque:
+            return None
+
     def unify(self, a: Ids, b: Ids) -> None:
         """Declare the channels at equal positions to be the same."""
         a, b = np.broadcast_arrays(a, b)
@@ -318,14 +325,9 @@ class NodeContext:
             return self.builder.axes.get(name, (None,) * len(shape))
         edge = (self.index, k)
         if edge not in self.builder.uses:
-            self.builder.uses[edge] = tuple(self._fresh_or_plain(size) for size in shape)
+            # an empty tensor can declare any length
+            self.builder.uses[edge] = tuple(self.builder.fresh_or_plain(size) for size in shape)
         return self.builder.uses[edge]
-
-    def _fresh_or_plain(self, size: int) -> Ids | None:
-        try:
-            return self.builder.fresh(size)
-        except Opaque:  # an empty tensor can declare any length
-            return None
 
     def parameter_axes(self, k: int) -> Axes:
         """The axes of input k as far as it is computed; a stored constant keeps its size and has none."""

@@ -11,6 +11,7 @@ from math import prod
 
 from onnx import TensorProto, helper
 
+from onnxprune.bodies import unfolded_nodes
 from onnxprune.errors import ModelError
 from onnxprune.files.tensor_bytes import raw_size
 from onnxprune.graph import Graph, node_name
@@ -18,14 +19,16 @@ from onnxprune.shapes import Shapes
 
 __all__ = ["check_footprint"]
 
-_SHARE = 4  # of the machine's memory, the part one tensor may take
+_SHARE = 2  # of the machine's memory, the part one tensor may take
+_MOST_NODES = 200_000  # that functions may stand for; ONNX Runtime writes out every call
 _UNKNOWN = 16 * 2**30  # bytes of memory where the system does not say
 _FILLED = 2**28  # bytes that a tensor computed from constants alone may always take
 
 
 def check_footprint(graph: Graph, shapes: Shapes) -> None:
-    """Raises ModelError for a tensor of fixed size that takes more than a quarter of the memory, or, if it is computed
-    from constants alone, far more than all of these."""
+    """Raises ModelError for a tensor of fixed size that takes more than half of the memory, or, if it is computed
+    from constants alone, far more than all of these; and for calls of functions that stand for very many nodes."""
+    _check_calls(graph)
     stored = sum(raw_size(tensor) for tensor in graph.constants.values())
     most, filled = _memory() // _SHARE, max(_FILLED, 2 * stored)
     fixed = set(graph.constants)
@@ -37,6 +40,15 @@ def check_footprint(graph: Graph, shapes: Shapes) -> None:
             _check(f"'{name}' of node '{node_name(node)}'", name, shapes, min(most, filled) if inside else most)
         if inside:
             fixed.update(node.output)
+
+
+def _check_calls(graph: Graph) -> None:
+    unfolded = unfolded_nodes(graph.model) if graph.model.functions else 0
+    if unfolded is not None and unfolded > _MOST_NODES:  # None: a circle, which ONNX Runtime refuses by itself
+        raise ModelError(
+            f"its functions call each other so often that they stand for {unfolded:,} nodes, more than is tried here "
+            f"({_MOST_NODES:,}); use --no-verify"
+        )
 
 
 def _memory() -> int:

@@ -67,7 +67,7 @@ def constant_of(node: NodeProto) -> TensorProto | None:
 
     https://onnx.ai/onnx/operators/onnx__Constant.html
     """
-    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or not node.output or len(node.attribute) != 1:
         return None
     held = node.attribute[0]
     if held.name == "value":

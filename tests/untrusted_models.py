@@ -306,40 +306,40 @@ for _ir in (0, 1, 3, 99, -1):
 
 # ---- depth and width ------------------------------------------------------------------------------------------------
 
-_MANY = 5_000
+_MANY = 2_000
 
 
-@_case("5,000 nodes in a chain")
+@_case("2,000 nodes in a chain")
 def _(_folder: Path) -> ModelProto:
     nodes = [_node("Relu", [f"t{i}" if i else "a"], [f"t{i + 1}"]) for i in range(_MANY)]
     return _between(*nodes, _node("Relu", [f"t{_MANY}"], ["z"]))
 
 
-@_case("5,000 nodes in a chain, last first")
+@_case("2,000 nodes in a chain, last first")
 def _(_folder: Path) -> ModelProto:
     nodes = [_node("Relu", [f"t{i}" if i else "a"], [f"t{i + 1}"]) for i in range(_MANY)]
     return _between(*nodes[::-1], _node("Relu", [f"t{_MANY}"], ["z"]))
 
 
-@_case("5,000 nodes side by side")
+@_case("2,000 nodes side by side")
 def _(_folder: Path) -> ModelProto:
     nodes = [_node("Relu", ["a"], [f"t{i}"]) for i in range(_MANY)]
     return _between(*nodes, _node("Sum", [f"t{i}" for i in range(_MANY)], ["z"]))
 
 
-@_case("2,000 matrices in a chain")
+@_case("1,000 matrices in a chain")
 def _(_folder: Path) -> ModelProto:
-    nodes = [_node("MatMul", [f"t{i}" if i else "a", "u"], [f"t{i + 1}"]) for i in range(2_000)]
-    return _between(*nodes, _node("Relu", ["t2000"], ["z"]), u=_weight(8, 8))
+    nodes = [_node("MatMul", [f"t{i}" if i else "a", "u"], [f"t{i + 1}"]) for i in range(1_000)]
+    return _between(*nodes, _node("Relu", ["t1000"], ["z"]), u=_weight(8, 8))
 
 
-@_case("5,000 sizes computed")
+@_case("2,000 sizes computed")
 def _(_folder: Path) -> ModelProto:
     nodes = [_node("Shape", ["a"], ["t0"]), *(_node("Neg", [f"t{i}"], [f"t{i + 1}"]) for i in range(_MANY))]
     return _between(*nodes, _node("Reshape", ["a", f"t{_MANY}"], ["z"]))
 
 
-@_case("5,000 stored tensors")
+@_case("2,000 stored tensors")
 def _(_folder: Path) -> ModelProto:
     model = _between(_node("Relu", ["a"], ["z"]))
     stored = (TensorProto(name=f"s{i}", dims=[1], data_type=1, float_data=[1]) for i in range(_MANY))
@@ -347,7 +347,7 @@ def _(_folder: Path) -> ModelProto:
     return model
 
 
-@_case("5,000 nodes that nobody knows")
+@_case("2,000 nodes that nobody knows")
 def _(_folder: Path) -> ModelProto:
     nodes = [_node("Frobnicate", [f"t{i}" if i else "a"], [f"t{i + 1}"], domain="nowhere") for i in range(_MANY)]
     return _between(*nodes, _node("Relu", [f"t{_MANY}"], ["z"]))
@@ -361,7 +361,7 @@ def _nested(depth: int) -> GraphProto:
     return body
 
 
-for _depth in (6, 10):
+for _depth in (6, 8):
     def _deep(_folder: Path, depth: int = _depth) -> ModelProto:
         body = _nested(depth)
         return _between(_node("If", ["yes"], ["z"], then_branch=body, else_branch=body), yes=np.array(True))
@@ -408,9 +408,9 @@ _FUNCTIONS: dict[str, list[FunctionProto]] = {
     "that doubles 40 times": [
         *(_function(f"F{i}", _call(i + 1, "p", "m"), _call(i + 1, "m", "q")) for i in range(40)),
         _function("F40", _node("Relu", ["p"], ["q"]))],
-    "1000 calls deep": [
-        *(_function(f"F{i}", _node(f"F{i + 1}", ["p"], ["q"], domain="own")) for i in range(1000)),
-        _function("F1000", _node("Relu", ["p"], ["q"]))],
+    "300 calls deep": [
+        *(_function(f"F{i}", _node(f"F{i + 1}", ["p"], ["q"], domain="own")) for i in range(300)),
+        _function("F300", _node("Relu", ["p"], ["q"]))],
     "twice": [_function("F0", _node("Relu", ["p"], ["q"])), _function("F0", _node("Abs", ["p"], ["q"]))],
 }  # fmt: skip
 for _name, _functions in _FUNCTIONS.items():

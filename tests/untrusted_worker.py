@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,8 @@ _SPACE = 6 * 10**9
 """Bytes of addresses, most of which ONNX Runtime reserves and does not use."""
 _SECONDS = 15
 """Of the processor, after which a run is ended."""
+_WALL_SECONDS = 60
+"""After which a run is ended that waits, for a pipe say."""
 COMMANDS = {"lossless": ["prune"], "half": ["prune", "-s", "0.5"], "inspect": ["inspect"]}
 
 
@@ -47,11 +50,13 @@ def _ended(folder: Path, command: str) -> dict[str, object]:
     child = os.fork()
     if child == 0:
         _child(folder, command)
-    found, status, usage = 0, 0, None
+    started, found, status, usage = time.monotonic(), 0, 0, None
     while not found:
         found, status, usage = os.wait4(child, os.WNOHANG)
         if not found:
             time.sleep(0.002)
+        if not found and time.monotonic() - started > _WALL_SECONDS:
+            os.kill(child, signal.SIGKILL)  # it waits for something, and uses no processor
     assert usage is not None
     return {
         "case": folder.name,

@@ -98,7 +98,7 @@ def walk(graph: Graph, shapes: Shapes) -> Walk:
 def _labelled(builder: MapBuilder, name: str, axes: Sequence[int | None]) -> Axes:
     """Fresh ids on these axes of a tensor."""
     shape = builder.shapes.of.get(name, ())
-    return tuple(builder.fresh(size) if a in axes else None for a, size in enumerate(shape))
+    return tuple(builder.fresh_or_plain(size) if a in axes else None for a, size in enumerate(shape))
 
 
 def _steps(builder: _Builder, live: set[str], until_contraction: bool = False) -> Iterator[Step]:
@@ -114,7 +114,7 @@ def _steps(builder: _Builder, live: set[str], until_contraction: bool = False) -
             continue
         for name in dict.fromkeys(names):
             builder.axes[name] = tuple(
-                None if ids is None else builder.fresh(len(ids)) for ids in builder.axes.get(name, ())
+                None if ids is None else builder.fresh_or_plain(len(ids)) for ids in builder.axes.get(name, ())
             )
         count = len(builder.contractions)
         if index in shuffles:

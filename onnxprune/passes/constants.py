@@ -265,7 +265,8 @@ def _normalised(channel_map: ChannelMap, found: dict[str, Carried], node: NodePr
     """γ·(x − μ)/√(σ² + ε) + β of a constant; β where γ is zero."""
     gamma, beta, mean, variance = (weight_values(channel_map.graph, n).astype(np.float64) for n in node.input[1:5])
     epsilon = attribute(node, "epsilon")
-    gain = gamma / np.sqrt(variance + (epsilon if isinstance(epsilon, float) else 1e-5))
+    with np.errstate(divide="ignore", invalid="ignore"):  # a variance below zero: what comes out is no number either
+        gain = gamma / np.sqrt(variance + (epsilon if isinstance(epsilon, float) else 1e-5))
     kind, value = along(found.get(node.input[0]), ids)
     kind = np.where(gamma == 0, CONSTANT, np.where(kind == ZERO, CONSTANT, kind))
     return Carried.of(ids, kind.astype(np.int8), np.where(gamma == 0, beta, gain * (value - mean) + beta))

@@ -180,7 +180,8 @@ class _Engine:
     def _scatter(self, at: Ids, values: FloatArray, groups: Ids, rest: FloatArray, both: bool) -> FloatArray:
         """Values of the groups: the best among ``values`` at ``at``, elsewhere (``both``: or if better) ``rest``."""
         self.scratch[at] = _NOTHING
-        np.maximum.at(self.scratch, at, values)
+        with np.errstate(invalid="ignore"):  # of weights that are no numbers
+            np.maximum.at(self.scratch, at, values)
         result = self.scratch[groups]
         self.scratch[at] = np.nan
         return np.where(np.isnan(result), rest, np.maximum(result, rest) if both else result)
@@ -334,8 +335,9 @@ def _gains(channel_map: ChannelMap) -> dict[int, _Tensor]:
         if ids is not None:
             gamma, variance = (weight_values(graph, node.input[k]).astype(np.float64) for k in (1, 4))
             epsilon = attribute(node, "epsilon")
-            with np.errstate(divide="ignore"):
+            with np.errstate(divide="ignore", invalid="ignore"):
                 gain = np.log(np.abs(gamma) / np.sqrt(variance + (epsilon if isinstance(epsilon, float) else 1e-5)))
+                gain = np.where(np.isnan(gain), 0.0, gain)  # of a variance below zero: not known
             groups, place = np.unique(ids, return_inverse=True)
             best = np.full(len(groups), _NOTHING)
             np.maximum.at(best, place, gain)

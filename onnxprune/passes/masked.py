@@ -74,5 +74,7 @@ def _axes(channel_map: ChannelMap, edge: Edge) -> Axes:
 def zeros(channel_map: ChannelMap, edge: Edge, shape: tuple[int, ...]) -> NDArray[np.generic]:
     """Zero in the shape of a constant, which for a quantised weight is its zero point."""
     node, point = channel_map.graph.nodes[edge[0]], channel_map.masked[edge]
+    if channel_map.graph.constants[node.input[edge[1]]].data_type == TensorProto.STRING:
+        return np.full(shape, "", np.object_)
     held = channel_map.graph.values(point) if point else np.zeros((), np.int8)
     return np.broadcast_to(spread(node, edge[1], held, shape), shape)
