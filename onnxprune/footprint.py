@@ -22,7 +22,7 @@ __all__ = ["check_footprint"]
 _SHARE = 2  # of the machine's memory, the part one tensor may take
 _MOST_NODES = 200_000  # that functions may stand for; ONNX Runtime writes out every call
 _UNKNOWN = 16 * 2**30  # bytes of memory where the system does not say
-_FILLED = 2**28  # bytes that a tensor computed from constants alone may always take
+_FILLED = 2**30  # bytes that a tensor computed from constants alone may always take
 
 
 def check_footprint(graph: Graph, shapes: Shapes) -> None:
