@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +15,36 @@ from untrusted_models import BUILDERS
 
 _GIGABYTE = 10**9
 _SECONDS = 10.0
-_NAMES = sorted(BUILDERS)
+
+
+Run = Callable[[Path], list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """Case → how the command line ended on it: lossless, at 0.5, and inspecting."""
-    folder = tmp_path_factory.mktemp("untrusted")
-    for i, name in enumerate(_NAMES):
-        place = folder / str(i)
-        place.mkdir()
-        model = BUILDERS[name](place)
-        (place / "model.onnx").write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
-    worker = Path(__file__).with_name("untrusted_worker.py")
-    done = subprocess.run([sys.executable, str(worker), str(folder)], capture_output=True, text=True, check=False)
-    assert not done.returncode, done.stderr
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in _NAMES}
-    for line in done.stdout.splitlines():
-        ended = json.loads(line)
-        found[_NAMES[int(ended["case"])]].append(ended | {"folder": folder / ended["case"]})
-    return found
+def worker() -> Iterator[Run]:
+    """Folder of a model → how the command line ended on it: lossless, at 0.5, and inspecting."""
+    command = [sys.executable, str(Path(__file__).with_name("untrusted_worker.py"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        ask, answer = process.stdin, process.stdout
+
+        def run(folder: Path) -> list[dict[str, Any]]:
+            print(folder, file=ask, flush=True)
+            found: list[dict[str, Any]] = json.loads(answer.readline())
+            return found
+
+        yield run
+        ask.close()
 
 
-@pytest.mark.parametrize("name", _NAMES)
-def test_refused_in_one_line_or_handled(runs: dict[str, list[dict[str, Any]]], name: str) -> None:
-    assert len(runs[name]) == 3
-    for ended in runs[name]:
+@pytest.mark.parametrize("name", sorted(BUILDERS))
+def test_refused_in_one_line_or_handled(worker: Run, name: str, tmp_path: Path) -> None:
+    model = BUILDERS[name](tmp_path)
+    (tmp_path / "model.onnx").write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+    runs = worker(tmp_path)
+    assert [ended["command"] for ended in runs] == ["lossless", "half", "inspect"]
+    for ended in runs:
         said = f"{ended['command']}: exit {ended['code']}, {ended['said']!r}"
         assert ended["code"] in (0, 1), said
         assert "Traceback" not in ended["said"], said
@@ -52,4 +57,4 @@ def test_refused_in_one_line_or_handled(runs: dict[str, list[dict[str, Any]]], n
         if ended["command"] != "inspect":
             assert ended["written"] == (ended["code"] == 0)
         if ended["written"]:
-            onnx.load(ended["folder"] / f"{ended['command']}.onnx", load_external_data=False)
+            onnx.load(tmp_path / f"{ended['command']}.onnx", load_external_data=False)

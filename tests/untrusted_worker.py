@@ -1,8 +1,8 @@
-"""Runs the command line on many models, one process each, and prints how each run ended as JSON.
+"""Runs the command line on many models, one process each, and prints how each run ended as JSON, one line a model.
 
 The processes are forks of this one, which has imported everything; each may use so much memory and time.
 
-Usage: python untrusted_worker.py FOLDER, which holds a folder with a model.onnx for each case.
+Usage: python untrusted_worker.py; reads lines, each a folder that holds a model.onnx.
 """
 
 from __future__ import annotations
@@ -59,7 +59,6 @@ def _ended(folder: Path, command: str) -> dict[str, object]:
             os.kill(child, signal.SIGKILL)  # it waits for something, and uses no processor
     assert usage is not None
     return {
-        "case": folder.name,
         "command": command,
         "code": os.waitstatus_to_exitcode(status),
         "seconds": usage.ru_utime + usage.ru_stime,
@@ -71,9 +70,9 @@ def _ended(folder: Path, command: str) -> dict[str, object]:
 
 def main() -> None:
     onnxprune.cli._QUICK_SECONDS = 0.01  # timing is not what is looked at here
-    for folder in sorted(path for path in Path(sys.argv[1]).iterdir() if path.is_dir()):
-        for command in COMMANDS:
-            print(json.dumps(_ended(folder, command)), flush=True)
+    for line in sys.stdin:
+        folder = Path(line.rstrip("\n"))
+        print(json.dumps([_ended(folder, command) for command in COMMANDS]), flush=True)
 
 
 main()
