@@ -232,7 +232,7 @@ def _exact(model: ModelProto, seed: int) -> list[Outcome]:
 
 def test_dead_channels_leave_random_models_with_bodies_unnoticed() -> None:
     removed = 0
-    for seed in range(50):
+    for seed in range(60):
         model = with_dead_channels(model_with_bodies(seed), seed)
         result = onnxprune.prune(model, check=False)
         fed = feeds(model, seed)

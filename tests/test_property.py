@@ -105,6 +105,7 @@ NOT_GROWN = {
     "com.microsoft.EmbedLayerNormalization": "reads indices, and random models are fed numbers",
     "com.microsoft.DynamicQuantizeLSTM": "its weights are quantised and packed",
     "com.microsoft.MatMulNBits": "its weights are quantised and packed",
+    "com.microsoft.QAttention": "its weights are quantised and packed",
 }  # fmt: skip
 
 
