@@ -10,7 +10,7 @@ import pytest
 from exactness import model_of, random_feeds, run_model
 from random_models import random_model
 
-from onnxprune.bodies import laid_out
+from onnxprune.bodies import laid_out, restore
 from onnxprune.graph import Graph
 from onnxprune.ops import build_map
 from onnxprune.passes.channel_edges import channel_graph
@@ -219,7 +219,7 @@ def test_what_is_out_of_reach_has_no_influence(part: int) -> None:
         share = rng.choice([0.15, 0.4, 0.7])
         mask = kernels.mask({held.node: rng.random(kernels.nonzero[held.node].shape) < share for held in kernels.free})
         feeds, others = random_feeds(model, rng), random_feeds(model, rng)
-        results = run_model(cut_kernels(kernels, mask).graph.model, feeds)
+        results = run_model(restore(cut_kernels(kernels, mask).graph.model), feeds)
         behind = coaccessible(graph, mask, mixing=True)
         read = {block.node: mask[block.node] & behind[block.targets][:, None] for block in graph.blocks}
         fewer = kernels.mask({
@@ -228,8 +228,8 @@ def test_what_is_out_of_reach_has_no_influence(part: int) -> None:
         })  # fmt: skip
         cut += kernels.count(fewer) < kernels.count(mask)
         ahead = accessible(graph, mask, mixing=True)
-        without = run_model(cut_kernels(kernels, fewer).graph.model, feeds)
-        moved = run_model(cut_kernels(kernels, mask).graph.model, others)
+        without = run_model(restore(cut_kernels(kernels, fewer).graph.model), feeds)
+        moved = run_model(restore(cut_kernels(kernels, mask).graph.model), others)
         for value, before, after, other in zip(model.graph.output, results, without, moved, strict=True):
             if before.dtype.kind != "f" or not np.isfinite(before).all():
                 continue
