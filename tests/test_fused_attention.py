@@ -41,6 +41,9 @@ STANDARD = [
            wide=16, opset=24, **weights(16, 8)),
     tokens("queries of one key", PROJECT + " z = Attention<q_num_heads=4, kv_num_heads=1>(pq, pk, pv)", 8 + 4,
            wide=16, opset=23, **weights(16, 4)),
+    tokens("a mean over queries without their values", PROJECT
+           + " o = Attention<q_num_heads=4, kv_num_heads=1>(pq, pk, pv) m = ReduceMean(o, last) z = Mul(a, m)",
+           8 + 4 + 4, opset=23, last=ints(2), **weights(16, 4)),
     tokens("a mask per head", PROJECT + " z = Attention<q_num_heads=4, kv_num_heads=4>(pq, pk, pv, s)", 8 + 4,
            opset=23, s=(1, 4, 5, 5), **weights(8, 8)),
     tokens("a mask for all heads", PROJECT + " z = Attention<q_num_heads=4, kv_num_heads=4>(pq, pk, pv, s)", 8 + 4,

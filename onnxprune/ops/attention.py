@@ -120,7 +120,8 @@ def _attend(ctx: NodeContext, q: _Part, k: _Part, v: _Part, way: Way) -> tuple[_
     if k.count != v.count or q.count % k.count:
         raise Opaque("its query heads do not fall evenly on its key/value heads")
     ratio = q.count // k.count
-    if way == "queries" and ratio > 1:
+    alone = way == "queries" and ratio > 1  # without their values: what a query of zeros makes is a mean of these
+    if alone:
         for part in (k, v):
             ctx.freeze(part.heads, "read by queries of which some leave")
         queries = None if q.heads is None else q.heads.reshape(k.count, ratio)
@@ -134,7 +135,7 @@ def _attend(ctx: NodeContext, q: _Part, k: _Part, v: _Part, way: Way) -> tuple[_
         for ids in (q.positions, k.positions):
             ctx.freeze(ids, "summed over, though removal does not make it zero")
     met = ctx.unify(q.positions, k.positions)
-    made = _Part(q.count, v.width, None if queries is None else q.heads, v.positions, v.zero)
+    made = _Part(q.count, v.width, None if queries is None else q.heads, v.positions, v.zero and not alone)
     ctx.need(v.positions, met)
     for ids in (made.heads, made.positions, met):
         if ids is not None:
