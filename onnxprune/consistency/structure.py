@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from math import prod
 
 import onnx
 from google.protobuf.message import Message  # type: ignore[import-untyped]
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from onnxprune.consistency.site import Fault
-from onnxprune.graph import constant_of, node_name, subgraphs
+from onnxprune.files.tensor_bytes import raw_size
+from onnxprune.graph import node_name, subgraphs
+from onnxprune.measure import tensors_of
 
 __all__ = ["data_faults", "declaration_faults", "interface_faults", "name_faults"]
 
@@ -61,15 +62,12 @@ def _twice(where: str, names: Iterable[str], known: set[str]) -> Iterator[Fault]
 
 # ---- stored numbers -------------------------------------------------------------------------------------------------
 
-_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # types of which several share a byte
-
-
 def data_faults(model: ModelProto) -> Iterator[Fault]:
     """Every stored constant holds as many bytes as its dimensions say."""
-    for tensor in _stored(model):
+    for tensor in tensors_of(model.graph):
         if tensor.data_type in (TensorProto.STRING, TensorProto.UNDEFINED):
             continue
-        expected = _bytes_of(tensor)
+        expected = raw_size(tensor)
         found = _length(tensor)
         if found is not None and found != expected:
             yield Fault(tensor.name, "stored constant", tensor.name, f"{found} bytes", f"{expected} ({_shown(tensor)})")
@@ -77,24 +75,6 @@ def data_faults(model: ModelProto) -> Iterator[Fault]:
 
 def _shown(tensor: TensorProto) -> str:
     return f"{TensorProto.DataType.Name(tensor.data_type)} {list(tensor.dims)}"
-
-
-def _stored(model: ModelProto) -> Iterator[TensorProto]:
-    pending = [model.graph]
-    while pending:
-        graph = pending.pop()
-        yield from graph.initializer
-        for node in graph.node:
-            held = constant_of(node)
-            if held is not None:
-                yield held
-            pending.extend(subgraphs(node))
-
-
-def _bytes_of(tensor: TensorProto) -> int:
-    whole = 8 * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-    bits = _BITS.get(TensorProto.DataType.Name(tensor.data_type), whole)
-    return (int(prod(tensor.dims)) * bits + 7) // 8
 
 
 def _length(tensor: TensorProto) -> int | None:

@@ -7,7 +7,7 @@ at https://onnx.ai/onnx/operators/; those of the domain com.microsoft in ONNX Ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -15,7 +15,18 @@ import numpy as np
 from onnx import NodeProto
 
 from onnxprune.bodies import is_call, is_marker
-from onnxprune.channels import INNERMOST, OUTERMOST, Axes, ChannelMap, Ids, MapBuilder, NodeContext, Opaque, solve
+from onnxprune.channels import (
+    INNERMOST,
+    OUTERMOST,
+    Axes,
+    ChannelMap,
+    Ids,
+    MapBuilder,
+    NodeContext,
+    Opaque,
+    Shuffle,
+    solve,
+)
 from onnxprune.editing import NodeEditor
 from onnxprune.graph import Graph, subgraphs
 from onnxprune.ops import attention as a
@@ -259,12 +270,7 @@ def _walk(builder: MapBuilder, pinned: frozenset[str]) -> None:
         if index in inside:
             continue
         context = NodeContext(builder, index)
-        if index in shuffles:
-            outputs = shuffled(context, shuffles[index])
-        elif is_size(builder, context):
-            outputs = context.plain_outputs()
-        else:
-            outputs = apply_rule(context)
+        outputs = outputs_of(context, shuffles)
         kept = node.name in pinned
         for name, axes in zip(node.output, outputs, strict=False):
             if kept or name in pinned:
@@ -278,6 +284,13 @@ def _walk(builder: MapBuilder, pinned: frozenset[str]) -> None:
         if node.op_type == "Shape":
             _keep_one(context)
     _freeze_edges(builder, pinned)
+
+
+def outputs_of(context: NodeContext, shuffles: Mapping[int, Shuffle]) -> list[Axes]:
+    """The axes of a node's outputs. ``shuffles``: the last nodes of channel shuffles (see ``find_shuffles``)."""
+    if context.index in shuffles:
+        return shuffled(context, shuffles[context.index])
+    return context.plain_outputs() if is_size(context.builder, context) else apply_rule(context)
 
 
 def is_derived(context: NodeContext) -> bool:

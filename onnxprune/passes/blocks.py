@@ -24,7 +24,7 @@ from scipy.sparse.csgraph import connected_components
 from onnxprune.channels import ChannelMap, Contraction
 from onnxprune.graph import attribute
 from onnxprune.ops.parts import IntArray
-from onnxprune.passes.overlay import Overlay, Part
+from onnxprune.passes.overlay import Overlay, Part, set_attributes
 from onnxprune.passes.settle import Choice
 
 __all__ = ["Block", "blocks_of", "falls_apart", "in_blocks", "is_connected"]
@@ -143,9 +143,7 @@ def grouped(overlay: Overlay, c: Contraction, blocks: Sequence[Block]) -> Choice
     result.input[1] = overlay.stored(node.input[1], np.concatenate(parts))
     if c.bias is not None:
         result.input[c.bias] = overlay.part(Part(node.input[c.bias], 0, outputs))
-    kept = [held for held in node.attribute if held.name != "group"]
-    del result.attribute[:]
-    result.attribute.extend([*kept, onnx.helper.make_attribute("group", len(blocks))])
+    set_attributes(result, {"group": len(blocks)})
     ordered = _in_order(overlay, c.node, result, outputs, place.made)
     return Choice(c.node, ordered, apart=ordered is not result)
 

@@ -233,7 +233,6 @@ class _Rows:
         self.every = search.distance
         self.distance, self.changed = search.distance[own], search.changed[own]
         self.column, self.before = search.column[own], search.before[own]
-        self.is_block = isinstance(self.stage, BlockStage)
         self.ahead = np.empty(self.stage.source.shape)
 
     def evaluate(self, rows: Vertices) -> bool:

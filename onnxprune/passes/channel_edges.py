@@ -154,8 +154,7 @@ class _Assembly:
 
     def _behind(self, vertices: Vertices) -> Vertices:
         """A hub [1] behind these."""
-        starts = [span.first for span in self.spans]
-        name = self.spans[bisect_right(starts, int(vertices[0])) - 1].tensor
+        name = self.spans[bisect_right(self.spans, int(vertices[0]), key=lambda span: span.first) - 1].tensor
         hub = self._span(name, None, 1, is_hub=True)
         self._link(vertices, hub)
         return hub

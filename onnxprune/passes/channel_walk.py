@@ -21,8 +21,8 @@ from scipy.sparse.csgraph import connected_components
 
 from onnxprune.channels import Axes, Contraction, Ids, MapBuilder, NodeContext
 from onnxprune.graph import Graph, captured_by
-from onnxprune.ops.shuffle import find_shuffles, shuffled
-from onnxprune.ops.table import apply_rule, is_derived, is_size
+from onnxprune.ops.shuffle import find_shuffles
+from onnxprune.ops.table import is_derived, is_size, outputs_of
 from onnxprune.shapes import Shapes
 
 __all__ = ["Step", "Walk", "walk"]
@@ -117,12 +117,7 @@ def _steps(builder: _Builder, live: set[str], until_contraction: bool = False) -
                 None if ids is None else builder.fresh_or_plain(len(ids)) for ids in builder.axes.get(name, ())
             )
         count = len(builder.contractions)
-        if index in shuffles:
-            outputs = shuffled(context, shuffles[index])
-        elif is_size(builder, context):
-            outputs = context.plain_outputs()
-        else:
-            outputs = apply_rule(context)
+        outputs = outputs_of(context, shuffles)
         found = tuple(builder.contractions[count:])
         builder.settle(all(c.groups == 1 for c in found))
         made = tuple((name, axes) for name, axes in zip(node.output, outputs, strict=False) if name)

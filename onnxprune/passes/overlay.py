@@ -19,7 +19,7 @@ from onnxprune.channels import ChannelMap, MapBuilder, NodeContext
 from onnxprune.ops.parts import Again, IntArray, Joined, parts_for
 from onnxprune.shapes import Shape
 
-__all__ = ["Made", "Overlay", "Part"]
+__all__ = ["Made", "Overlay", "Part", "set_attributes"]
 
 _SMALL = 64  # numbers in a constant up to which two nodes are compared by its value
 _DEEPEST = 100  # nodes that a part is followed upwards through, joints and cuts aside
@@ -187,7 +187,7 @@ class Overlay:
             node.input[k] = self.part(part, depth + 1)
         for k, value in found.constants.items():
             node.input[k] = self.constant(node.input[k], value)
-        _set_attributes(node, found.attributes)
+        set_attributes(node, found.attributes)
         if node.op_type != "Split":
             whole = [piece.tensor]
         outputs = self._laid(node, index, [(name, piece.axis, len(piece.indices)) for name in whole], index)
@@ -211,7 +211,7 @@ class Overlay:
             like = index
         del node.input[:]
         node.input.extend(names)
-        _set_attributes(node, {"axis": wanted.axis})
+        set_attributes(node, {"axis": wanted.axis})
         return self._laid(node, index, [(wanted.tensor, wanted.axis, len(wanted.indices))], like)[0]
 
     def lay(self, node: NodeProto, place: int, shape: Shape) -> str:
@@ -312,7 +312,8 @@ def _merged(pieces: Iterable[Part]) -> list[Part]:
     return result
 
 
-def _set_attributes(node: NodeProto, changes: Mapping[str, object]) -> None:
+def set_attributes(node: NodeProto, changes: Mapping[str, object]) -> None:
+    """Give a node these attributes, in place of those of the same names."""
     for name, value in changes.items():
         kept = [held for held in node.attribute if held.name != name]
         del node.attribute[:]
