@@ -18,21 +18,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-variant", action="store_true", help="run all variants of the ONNX node tests (minutes)")
 
 
-
 @pytest.fixture(scope="session")
 def models() -> Path:
     """The folder of the project's own trained models."""
     return ROOT / "models"
 
 
-@pytest.fixture(scope="session")
-def networks() -> Iterator[ModuleType]:
-    """``benchmarks/networks.py``: standard architectures, exported by torch."""
+def benchmark_module(name: str) -> Iterator[ModuleType]:
+    """A module of ``benchmarks/`` that exports networks with torch, for a fixture."""
     pytest.importorskip("torch", reason="the exports are made with torch")
     folder = str(ROOT / "benchmarks")
     sys.path.insert(0, folder)
-    yield importlib.import_module("networks")
+    yield importlib.import_module(name)
     sys.path.remove(folder)
+
+
+@pytest.fixture(scope="session")
+def networks() -> Iterator[ModuleType]:
+    """``benchmarks/networks.py``: standard architectures, exported by torch."""
+    yield from benchmark_module("networks")
 
 
 @pytest.fixture(scope="session")

@@ -384,6 +384,13 @@ def await_staged(process: subprocess.Popen[str], out: Path) -> None:
         time.sleep(0.01)
 
 
+def assert_interrupted(process: subprocess.Popen[str], sent: signal.Signals, out: Path) -> None:
+    """A signal ends it with one line, and everything is as it was."""
+    assert stopped(process, sent) == "onnxprune: error: interrupted; nothing was written\n"
+    assert process.returncode == 1
+    assert_untouched(out)
+
+
 posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
 
@@ -397,9 +404,7 @@ def test_a_signal_while_it_verifies_and_times(
     await_staged(process, out)
     time.sleep(delay)
     assert process.poll() is None, process.communicate()
-    assert stopped(process, sent) == "onnxprune: error: interrupted; nothing was written\n"
-    assert process.returncode == 1
-    assert_untouched(out)
+    assert_interrupted(process, sent, out)
 
 
 @posix
@@ -414,9 +419,7 @@ def test_impatience_does_not_cut_the_cleaning_up_short(
     for _ in range(3):
         process.send_signal(sent)
         time.sleep(0.002)
-    assert stopped(process, sent) == "onnxprune: error: interrupted; nothing was written\n"
-    assert process.returncode == 1
-    assert_untouched(out)
+    assert_interrupted(process, sent, out)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")

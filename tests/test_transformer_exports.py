@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import onnx
 import pytest
-from conftest import ROOT
+from conftest import benchmark_module
 from onnx import ModelProto
 from witness import assert_zeroed_copy, feeds, largest_error, outputs, stored_weights
 
@@ -23,11 +21,7 @@ NAMES = ("llama", "cached_llama", "gpt2", "t5", "swin")
 @pytest.fixture(scope="module")
 def networks() -> Iterator[ModuleType]:
     """``benchmarks/token_networks.py``."""
-    pytest.importorskip("torch", reason="the exports are made with torch")
-    folder = str(ROOT / "benchmarks")
-    sys.path.insert(0, folder)
-    yield importlib.import_module("token_networks")
-    sys.path.remove(folder)
+    yield from benchmark_module("token_networks")
 
 
 def _check(model: ModelProto, sparsity: float, tolerance: float = 1e-4, method: str = "lean") -> None:
