@@ -6,7 +6,7 @@ indexed: a tensor that a body captures is listed in ``captured``, so that nobody
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,8 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from onnxprune.errors import ModelError
 
-__all__ = ["Edge", "Graph", "attribute", "captured_by", "constant_of", "node_name", "subgraphs", "tensor_values"]
+__all__ = ["Edge", "Graph", "attribute", "captured_by", "constant_of", "is_named", "node_name", "subgraphs",
+           "tensor_values"]  # fmt: skip
 
 Edge = tuple[int, int]
 """A use of a tensor: (index of the node, index of its input)."""
@@ -98,6 +99,11 @@ def tensor_values(tensor: TensorProto, folder: Path | None) -> NDArray[np.generi
 def node_name(node: NodeProto) -> str:
     """How a report calls a node: its own name, or its operator and first output."""
     return node.name or f"{node.op_type}→{next(iter(node.output), '?')}"
+
+
+def is_named(node: NodeProto, names: Collection[str]) -> bool:
+    """Whether a node, as a report calls it, or a tensor that it reads or makes is among these names."""
+    return any(name in names for name in (node_name(node), *node.input, *node.output))
 
 
 @dataclass(frozen=True)

@@ -51,3 +51,10 @@ WITHOUT_SCHEMA = {"Crop", "SimplifiedLayerNormalization"}
 def test_operators_without_a_schema(op: str, free: int) -> None:
     case = image(op, f"z = {op}", free, s=6)
     assert len(build_map(Graph(case.model)).free) == free
+
+
+@pytest.mark.parametrize("kept", ["Conv→a", "a"])
+def test_a_node_without_a_name_is_left_alone_by_what_a_report_calls_it(kept: str) -> None:
+    model = image("", "z = Relu(a)", 0).model
+    assert len(build_map(Graph(model), keep=[kept]).free) == 0
+    assert len(build_map(Graph(model)).free) == 8

@@ -28,7 +28,7 @@ from onnxprune.channels import (
     solve,
 )
 from onnxprune.editing import NodeEditor
-from onnxprune.graph import Graph, subgraphs
+from onnxprune.graph import Graph, node_name, subgraphs
 from onnxprune.ops import attention as a
 from onnxprune.ops import contraction as c
 from onnxprune.ops import control
@@ -271,7 +271,7 @@ def _walk(builder: MapBuilder, pinned: frozenset[str]) -> None:
             continue
         context = NodeContext(builder, index)
         outputs = outputs_of(context, shuffles)
-        kept = node.name in pinned
+        kept = node_name(node) in pinned
         for name, axes in zip(node.output, outputs, strict=False):
             if kept or name in pinned:
                 _freeze_axes(builder, axes, index, "left alone on request (--keep)")

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
-from onnxprune.graph import attribute
+from onnxprune.graph import attribute, is_named
 from onnxprune.passes.overlay import Overlay
 from onnxprune.passes.settle import Choice, Settlement
 
@@ -30,8 +30,7 @@ def in_columns(settled: Settlement, pinned: Collection[str]) -> list[Choice]:
     found = []
     for index in range(len(settled.graph.nodes)):
         node = settled.node(index)
-        pins = any(name in pinned for name in (node.name, *node.input, *node.output))
-        if settled.is_alive(index) and not pins and _is_narrow(settled, node):
+        if settled.is_alive(index) and not is_named(node, pinned) and _is_narrow(settled, node):
             found.append(Choice(index, _lifted(settled.overlay, index, node), apart=True))
     return found
 

@@ -114,7 +114,7 @@ def _stored(channel_map: ChannelMap, channels: ChannelGraph, left_alone: Collect
 
 def _is_left_alone(graph: Graph, c: Contraction, names: Collection[str]) -> bool:
     node = graph.nodes[c.node]
-    return any(name in names for name in (node.name, node_name(node), node.input[c.weight], *node.output) if name)
+    return any(name in names for name in (node_name(node), node.input[c.weight], *node.output))
 
 
 def _way(channel_map: ChannelMap, c: Contraction) -> list[Edge]:

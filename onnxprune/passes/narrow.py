@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
 from onnxprune.channels import ChannelMap, Contraction
-from onnxprune.graph import attribute, node_name
+from onnxprune.graph import attribute, is_named
 from onnxprune.measure import count_weights
 from onnxprune.passes.blocks import falls_apart, in_blocks
 from onnxprune.passes.columns import in_columns
@@ -78,7 +78,7 @@ def narrow(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], mode: Rest
     model = channel_map.graph.model
     overlay = Overlay(channel_map)
     widths: dict[int, int] = {}
-    free = [c for c in channel_map.contractions if not _is_pinned(channel_map.graph.nodes[c.node], pinned)]
+    free = [c for c in channel_map.contractions if not is_named(channel_map.graph.nodes[c.node], pinned)]
     narrower = [found for c in free if (found := _narrower(overlay, c, nonzero[c.node], widths))]
     apart, groups, counts = in_blocks(overlay, free, nonzero)
     if not narrower and not apart:
@@ -100,10 +100,6 @@ def narrow(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], mode: Rest
         {changed[index]: width for index, width in widths.items() if index in changed},
         {changed[index]: counts[index] for index in sorted(split)},
     )
-
-
-def _is_pinned(node: NodeProto, pinned: Collection[str]) -> bool:
-    return any(name in pinned for name in (node.name, node_name(node), *node.input, *node.output))
 
 
 def _narrower(overlay: Overlay, c: Contraction, block: BoolArray, widths: dict[int, int]) -> Choice | None:
