@@ -80,6 +80,12 @@ class NodeEditor:
         held = enumerate(self.out_axes(0))
         return {a: (self.kept_count(ids), len(ids)) for a, ids in held if ids is not None and self.changed(ids)}
 
+    @property
+    def is_renormalised(self) -> bool:
+        """Whether the node may be computed over fewer channels, so that nothing has to make up for them."""
+        name = self.context.node.name or self.context.node.output[0]
+        return any(held == name for held, _ in self.map.renormalised)
+
     def emptied(self, k: int) -> bool:
         """Whether nothing is left of input k."""
         return any(ids is not None and len(ids) > 0 and not np.any(self.keep[ids]) for ids in self.axes(k))

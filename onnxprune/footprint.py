@@ -11,7 +11,7 @@ from math import prod
 
 from onnx import TensorProto, helper
 
-from onnxprune.bodies import unfolded_nodes
+from onnxprune.bodies import MOST_NODES, unfolded_nodes
 from onnxprune.errors import ModelError
 from onnxprune.files.tensor_bytes import raw_size
 from onnxprune.graph import Graph, node_name
@@ -20,7 +20,6 @@ from onnxprune.shapes import Shapes
 __all__ = ["check_footprint"]
 
 _SHARE = 2  # of the machine's memory, the part one tensor may take
-_MOST_NODES = 200_000  # that functions may stand for; ONNX Runtime writes out every call
 _UNKNOWN = 16 * 2**30  # bytes of memory where the system does not say
 _FILLED = 2**30  # bytes that a tensor computed from constants alone may always take
 
@@ -44,10 +43,10 @@ def check_footprint(graph: Graph, shapes: Shapes) -> None:
 
 def _check_calls(graph: Graph) -> None:
     unfolded = unfolded_nodes(graph.model) if graph.model.functions else 0
-    if unfolded is not None and unfolded > _MOST_NODES:  # None: a circle, which ONNX Runtime refuses by itself
+    if unfolded is not None and unfolded > MOST_NODES:  # None: a circle, which ONNX Runtime refuses by itself
         raise ModelError(
             f"its functions call each other so often that they stand for {unfolded:,} nodes, more than is tried here "
-            f"({_MOST_NODES:,}); use --no-verify"
+            f"({MOST_NODES:,}); use --no-verify"
         )
 
 

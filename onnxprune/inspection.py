@@ -18,8 +18,8 @@ from onnxprune.listed_chains import ListedChain, strongest_chains
 from onnxprune.model_io import load
 from onnxprune.passes.cost import Measure
 from onnxprune.passes.flow import flow
-from onnxprune.passes.fold import dead_groups, nonzero_slices, signal_blocks
-from onnxprune.passes.kernel_slices import kernels_of
+from onnxprune.passes.fold import dead_groups, signal_blocks
+from onnxprune.passes.kernel_slices import EdgeMask, kernels_of
 from onnxprune.pipeline import Options, Sizes, map_channels, reach, sizes
 
 __all__ = ["Inspection", "Reachability", "inspect"]
@@ -94,19 +94,19 @@ def inspect(
         loaded = load(model)
         model, folder = loaded.proto, loaded.folder
     channel_map = map_channels(model, Options(keep=tuple(keep), allow_renorm=allow_renorm), folder)
+    kernels = kernels_of(channel_map)
     return Inspection(
         sizes=sizes(channel_map),
         layers=layers(channel_map),
-        channels=_reachability(channel_map),
+        channels=_reachability(channel_map, kernels.nonzero),
         census=census(channel_map),
         reach=reach(channel_map),
-        plain_connectivity=plain_connectivity(kernels_of(channel_map), _RATES),
-        chains=strongest_chains(channel_map, chains) if chains > 0 else (),
+        plain_connectivity=plain_connectivity(kernels, _RATES),
+        chains=strongest_chains(channel_map, kernels.graph, chains) if chains > 0 else (),
     )
 
 
-def _reachability(channel_map: ChannelMap) -> tuple[Reachability, ...]:
-    nonzero = nonzero_slices(channel_map)
+def _reachability(channel_map: ChannelMap, nonzero: EdgeMask) -> tuple[Reachability, ...]:
     found = flow(channel_map, signal_blocks(nonzero))
     dead = ~dead_groups(channel_map, nonzero).keep
     return tuple(

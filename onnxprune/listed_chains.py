@@ -11,7 +11,6 @@ from onnxprune.graph import node_name
 from onnxprune.passes.anchored_chains import anchored_chains
 from onnxprune.passes.chain_stages import Chain, Floats
 from onnxprune.passes.chains import log_weights
-from onnxprune.passes.channel_edges import channel_graph
 from onnxprune.passes.channel_graph import ChannelGraph
 from onnxprune.passes.norms import operator_block
 
@@ -44,9 +43,11 @@ class ListedChain:
     links: tuple[Link, ...]
 
 
-def strongest_chains(channel_map: ChannelMap, count: int) -> tuple[ListedChain, ...]:
-    """The strongest chains from a model input to a model output, each with a kernel slice that those before it lack."""
-    graph = channel_graph(channel_map)
+def strongest_chains(channel_map: ChannelMap, graph: ChannelGraph, count: int) -> tuple[ListedChain, ...]:
+    """The strongest chains from a model input to a model output, each with a kernel slice that those before it lack.
+
+    ``graph``: the channel graph of the map.
+    """
     norms = {c.node: operator_block(channel_map, c) for c in channel_map.contractions}
     weights = log_weights(graph, norms)
     found = islice(anchored_chains(graph, weights), count)

@@ -217,8 +217,8 @@ def prune(
         model: the model or its file; it is not changed.
         sparsity: share of ``measure`` to remove, in [0, 1); None removes only what provably does not matter.
         measure: ``weights`` (elements of stored constants of rank ≥ 2), ``macs`` or ``kernels``.
-        method: the score: ``lean``, ``magnitude`` or ``random``; for kernel slices ``magnitude``, ``l1``, ``sv`` or
-            ``random``.
+        method: the score: ``lean``, ``magnitude`` or ``random``; for kernel slices also ``lean-anchored``,
+            ``topology``, ``l1`` or ``sv``.
         granularity: what is chosen: ``channel``, or ``kernel`` (slices of weights between two channels).
         keep: patterns of node or tensor names whose channels are left alone.
         align: ``auto``, ``none`` or a step that kept widths fall on; None is ``auto`` with a sparsity and ``none``
@@ -342,7 +342,7 @@ def _cut(
 
 def _chosen_kernels(kernels: Kernels, options: Options) -> Fitted:
     assert options.sparsity is not None
-    before = _kernel_sizes(kernels.channel_map)
+    before = replace(sizes(kernels.channel_map), kernels=float(kernels.total))
 
     def size(mask: EdgeMask) -> float:
         channel_map, dead, nonzero = _folded(cut_kernels(kernels, mask), options, None)

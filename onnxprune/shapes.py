@@ -7,7 +7,8 @@ axes does not depend on the guess, because their sizes come from the weights.
 Three engines, each for what the one before left open:
   1. ``onnx.shape_inference`` on a copy whose big constants are inputs (fast, exact, standard operators);
   2. a small evaluator for shape arithmetic (``shape_arithmetic``), node by node, with ONNX's own inference
-     for the node it feeds;
+     for the node it feeds; for operators of com.microsoft, the shapes of a standard operator on the same data
+     (``stand_ins``) or rules of their own (``contrib_shapes``);
   3. ONNX Runtime, asked for the shapes it infers for operators ONNX has no schema for (nothing is run).
 """
 
@@ -22,7 +23,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from onnxprune.bodies import DOMAINS, RESULT, Crossing, is_marker, number, unfolded_nodes
+from onnxprune.bodies import DOMAINS, MOST_NODES, RESULT, Crossing, is_marker, number, unfolded_nodes
 from onnxprune.contrib_shapes import contrib_shapes
 from onnxprune.graph import Graph, attribute, constant_of
 from onnxprune.shape_arithmetic import TRACKED, evaluate
@@ -34,7 +35,6 @@ Shape = tuple[int, ...]
 IntArray = NDArray[np.int64]
 
 _SMALL = 4096  # a constant with at most this many elements stays in the copy: it may be a size, an axis, an index
-_MOST_UNFOLDED = 200_000  # nodes that functions may stand for; inference goes through every call
 _OPEN_SIZES = (2, 224, 224, 224)  # sizes for open dimensions by position: batch, then what is usually spatial
 _OTHER_SIZES = (3, 256, 320, 320)
 _FURTHER_SIZES = ((1, 16000, 1000, 1000), (5, 1, 1, 1), (4, 97, 61, 47))  # the first: as large as an input may well be
@@ -151,7 +151,7 @@ def _light_copy(graph: Graph, sizes: Mapping[str, Sequence[int]], open_sizes: Se
     light = ModelProto(ir_version=max(source.ir_version, 4), opset_import=source.opset_import)
     light.opset_import.extend(onnx.helper.make_opsetid(domain, 1) for domain in DOMAINS)
     unfolded = unfolded_nodes(source) if source.functions else 0
-    if unfolded is not None and unfolded <= _MOST_UNFOLDED:
+    if unfolded is not None and unfolded <= MOST_NODES:
         light.functions.extend(source.functions)
     light.graph.name = "shapes"
     feeds = set(graph.inputs)

@@ -32,7 +32,8 @@ def test_chains_are_told_by_layer_and_channel() -> None:
         "{ a = Conv(x, w1) b = Conv(a, w2) c = BatchNormalization<epsilon=0.0>(b, g, s, m, v) y = Add(a, c) }",
         w1=w1, w2=w2, g=np.array([1, -2], np.float32), v=np.ones(2, np.float32), s=2, m=2,
     )  # fmt: skip
-    best, skip, *_ = strongest_chains(build_map(Graph(model)), 10)
+    channel_map = build_map(Graph(model))
+    best, skip, *_ = strongest_chains(channel_map, channel_graph(channel_map), 10)
     assert best.product == pytest.approx(24)
     first, second = best.links
     assert best.links == (Link("Conv→a", "Conv", 0, 0, first.norm), Link("Conv→b", "Conv", 0, 1, second.norm))

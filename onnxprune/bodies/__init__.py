@@ -4,7 +4,7 @@ from onnx import ModelProto
 
 from onnxprune.bodies.crossing import Crossing
 from onnxprune.bodies.flatten import flatten
-from onnxprune.bodies.functions import inline, is_call, unfolded_nodes
+from onnxprune.bodies.functions import MOST_NODES, inline, is_call, unfolded_nodes
 from onnxprune.bodies.markers import BEGIN, DOMAINS, END, FORMAL, RESULT, is_marker, loops, number, results_of
 from onnxprune.bodies.restore import restore
 
@@ -13,6 +13,7 @@ __all__ = [
     "DOMAINS",
     "END",
     "FORMAL",
+    "MOST_NODES",
     "RESULT",
     "Crossing",
     "flatten",

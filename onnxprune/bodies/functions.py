@@ -22,10 +22,10 @@ from onnxprune.bodies.select import select
 from onnxprune.graph import constant_of, subgraphs
 from onnxprune.measure import count_weights, is_weight
 
-__all__ = ["inline", "is_call", "unfolded_nodes"]
+__all__ = ["MOST_NODES", "inline", "is_call", "unfolded_nodes"]
 
-_MOST_NODES = 200_000
-"""Nodes that a model may have once its functions are inlined."""
+MOST_NODES = 200_000
+"""Nodes that a model may have once its functions are inlined; beyond that, nobody goes through every call."""
 
 Key = tuple[str, str, str]
 
@@ -36,7 +36,7 @@ def inline(model: ModelProto) -> ModelProto:
     if not functions or not any(_called(node) in functions for node in _all_nodes(model.graph.node)):
         return model
     size = unfolded_nodes(model)
-    if size is None or size > _MOST_NODES:
+    if size is None or size > MOST_NODES:
         return model
     try:
         found = inliner.inline_local_functions(_without_data(model))

@@ -116,8 +116,7 @@ def resize_rms_normalization(edit: NodeEditor) -> None:
     axes, share = edit.axes(0)[_first(context) :], 1.0
     for ids in axes:
         share *= 1.0 if ids is None else edit.kept_count(ids) / len(ids)
-    name = context.node.name or context.node.output[0]
-    if share == 1 or any(held == name for held, _ in edit.map.renormalised):
+    if share == 1 or edit.is_renormalised:
         return
     epsilon = float(edit.node.attrs.get("epsilon", _EPSILON.get(context.node.op_type, 1e-5)))
     edit.node.attrs["epsilon"] = epsilon / share

@@ -197,8 +197,7 @@ def resize_mean(edit: NodeEditor) -> None:
     """A mean over the k channels that are left of C is scaled by k/C; one over fewer channels on request is not."""
     axes = edit.axes(0)
     gone = [ids for a in _reduced_axes(edit.context, len(axes)) if (ids := axes[a]) is not None and edit.changed(ids)]
-    name = edit.context.node.name or edit.context.node.output[0]
-    if gone and all(held != name for held, _ in edit.map.renormalised):
+    if gone and not edit.is_renormalised:
         edit.scale_after(prod(edit.kept_count(ids) / len(ids) for ids in gone))
 
 

@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 
 from onnxprune.bodies import FORMAL, RESULT, loops, number, results_of
 from onnxprune.channels import ChannelMap, Contraction, Ids
-from onnxprune.graph import Edge, attribute, subgraphs
+from onnxprune.graph import Edge, subgraphs
 from onnxprune.ops import RULES, control, cutting, elementwise, movement, quantization, reduction, reshape
 from onnxprune.ops.recurrent import GATES
+from onnxprune.passes.gains import normalisation_gain
 from onnxprune.passes.norms import FloatArray
-from onnxprune.weights import weight_values
 
 __all__ = ["Blocks", "Flow", "channel_blocks", "flow", "flow_by_tensor", "picks"]
 
@@ -326,18 +326,13 @@ def _best_over_outputs(block: FloatArray | None, values: FloatArray, c: Contract
 
 
 def _gains(channel_map: ChannelMap) -> dict[int, _Tensor]:
-    """Log of |γ|/√(σ² + ε) for every BatchNormalization, by group."""
+    """The log gain of every BatchNormalization, by group."""
     found: dict[int, _Tensor] = {}
-    graph = channel_map.graph
-    for index, node in enumerate(graph.nodes):
+    for index, node in enumerate(channel_map.graph.nodes):
         axes = channel_map.axes.get(node.output[0], ()) if node.op_type == "BatchNormalization" else ()
         ids = axes[1] if len(axes) > 1 else None
-        if ids is not None:
-            gamma, variance = (weight_values(graph, node.input[k]).astype(np.float64) for k in (1, 4))
-            epsilon = attribute(node, "epsilon")
-            with np.errstate(divide="ignore", invalid="ignore"):
-                gain = np.log(np.abs(gamma) / np.sqrt(variance + (epsilon if isinstance(epsilon, float) else 1e-5)))
-                gain = np.where(np.isnan(gain), 0.0, gain)  # of a variance below zero: not known
+        gain = None if ids is None else normalisation_gain(channel_map.graph, index)
+        if ids is not None and gain is not None:
             groups, place = np.unique(ids, return_inverse=True)
             best = np.full(len(groups), _NOTHING)
             np.maximum.at(best, place, gain)

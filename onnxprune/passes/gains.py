@@ -13,7 +13,7 @@ from onnxprune.graph import Graph, attribute
 from onnxprune.shapes import Shapes
 from onnxprune.weights import weight_values
 
-__all__ = ["diagonal_gain"]
+__all__ = ["diagonal_gain", "normalisation_gain"]
 
 Gain = NDArray[np.float64]
 
@@ -24,13 +24,14 @@ def diagonal_gain(graph: Graph, shapes: Shapes, index: int, axis: int, size: int
     if node.domain not in ("", "ai.onnx"):
         return None
     if node.op_type == "BatchNormalization" and axis == 1:
-        return _normalisation(graph, index, size)
+        return _of_size(normalisation_gain(graph, index), size)
     if node.op_type in ("Mul", "Div"):
         return _product(graph, shapes, index, axis, size)
     return None
 
 
-def _normalisation(graph: Graph, index: int, size: int) -> Gain | None:
+def normalisation_gain(graph: Graph, index: int) -> Gain | None:
+    """Log of |γ|/√(σ² + ε) of a BatchNormalization, float64 [C]; None where its parameters are computed."""
     node = graph.nodes[index]
     try:
         gamma, variance = (weight_values(graph, node.input[k]).astype(np.float64) for k in (1, 4))
@@ -38,8 +39,12 @@ def _normalisation(graph: Graph, index: int, size: int) -> Gain | None:
         return None
     epsilon = attribute(node, "epsilon")
     with np.errstate(divide="ignore", invalid="ignore"):
-        gain = np.log(np.abs(gamma)) - 0.5 * np.log(variance + (epsilon if isinstance(epsilon, float) else 1e-5))
-    return gain if gain.shape == (size,) else None
+        gain = np.log(np.abs(gamma) / np.sqrt(variance + (epsilon if isinstance(epsilon, float) else 1e-5)))
+    return np.where(np.isnan(gain), 0.0, gain)  # of a variance below zero: not known
+
+
+def _of_size(gain: Gain | None, size: int) -> Gain | None:
+    return gain if gain is not None and gain.shape == (size,) else None
 
 
 def _product(graph: Graph, shapes: Shapes, index: int, axis: int, size: int) -> Gain | None:
