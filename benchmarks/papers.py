@@ -3,7 +3,7 @@
 Every net is pruned by every method to a share of its kernel slices, without retraining, and measured: accuracy on its
 test set; A-C, the share of the chosen slices that are accessible and co-accessible (the others do nothing and are
 cut); 'plain A-C', what plain magnitude has at the same rate; the multiply-accumulates (MACs) that are left; and the
-latency on ONNX Runtime, one thread, in turns with the original.
+latency on ONNX Runtime, one thread, in turns with the original. Rows are printed as they are measured.
 
 The nets of ``models/`` bring their test sets. The mixed-scale dense net of the LEAN authors and its test set come from
 their repository (schoonhovenrichard/LEAN_CNN_pruning), as ONNX and as an .npz of ``images`` and ``labels``.
@@ -20,7 +20,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,7 +28,6 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -40,7 +39,7 @@ from onnxprune.pipeline import prune
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 METHODS = ("lean", "lean-anchored", "sv", "l1", "topology", "magnitude", "random")
-HEADINGS = ("S", "method", "accuracy", "A-C", "plain A-C", "slices left", "MACs left", "ms", "original ms", "× faster")
+HEADINGS = ("accuracy", "    A-C", "plain A-C", "slices left", "MACs left", "     ms", "original ms", "× faster")
 SPARSITIES = (0.5, 0.8, 0.9, 0.95)
 
 Images = NDArray[np.float32]
@@ -147,33 +146,34 @@ def measured(net: Net, method: str, sparsity: float, seconds: float, scratch: Pa
     )
 
 
-def show(rows: Sequence[Row], console: Console) -> None:
-    """One table a net."""
-    table = Table(title=rows[0].net, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading == "method" else "right")
-    for row in rows:
-        if row.problem:
-            table.add_row(f"{row.sparsity:g}", row.method, "cannot be reached")
-            continue
-        times = [f"{row.after_ms:.3g}", f"{row.before_ms:.3g}"] if row.after_ms and row.before_ms else ["", ""]
-        faster = f"{row.before_ms / row.after_ms:.2f}" if row.after_ms and row.before_ms else ""
-        shares = ("" if share is None else f"{share:.1%}" for share in (row.connected, row.plain))
-        table.add_row(f"{row.sparsity:g}", row.method, f"{row.accuracy:.4f}", *shares, f"{row.kernels:.2%}",
-                      f"{row.macs:.2%}", *times, faster)  # fmt: skip
-    console.print(table)
+def line(row: Row) -> str:
+    """A row under the headings."""
+    start = f"{row.sparsity:4g}  {row.method:13}"
+    if row.problem:
+        return f"{start}  cannot be reached"
+    shares = (row.connected, row.plain, row.kernels, row.macs)
+    cells = [f"{row.accuracy:.4f}", *("" if share is None else f"{share:.2%}" for share in shares)]
+    if row.before_ms and row.after_ms:
+        cells += [f"{row.after_ms:.3g}", f"{row.before_ms:.3g}", f"{row.before_ms / row.after_ms:.2f}"]
+    return "  ".join([start, *(f"{cell:>{len(head)}}" for cell, head in zip(cells, HEADINGS, strict=False))])
 
 
-def compared(net: Net, methods: Sequence[str], sparsities: Sequence[float], seconds: float, console: Console
-             ) -> list[Row]:  # fmt: skip
+def compared(net: Net, methods: Sequence[str], sparsities: Sequence[float], seconds: float) -> Iterator[Row]:
     """All rows of a net, the original first."""
-    rows = [Row(net.path.stem, "original", 0.0, accuracy=accuracy(net.path, net.images, net.labels))]
+    yield Row(net.path.stem, "original", 0.0, accuracy=accuracy(net.path, net.images, net.labels))
     with tempfile.TemporaryDirectory(prefix="papers-") as scratch:
         for sparsity in sparsities:
             for method in methods:
-                rows.append(measured(net, method, sparsity, seconds, Path(scratch)))
-    show(rows, console)
-    return rows
+                yield measured(net, method, sparsity, seconds, Path(scratch))
+
+
+def shown(net: Net, rows: Iterable[Row], console: Console) -> Iterator[Row]:
+    """The rows, each printed as soon as it is measured."""
+    console.print(f"{net.path.stem} ({len(net.images)} test samples)")
+    console.print("  ".join([f"{'S':>4}  {'method':13}", *HEADINGS]))
+    for row in rows:
+        console.print(line(row))
+        yield row
 
 
 def main() -> None:
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--sparsities", nargs="+", type=float, default=SPARSITIES)
     parser.add_argument("--images", type=int, default=10_000, help="of each test set at most")
     parser.add_argument("--seconds", type=float, default=1.0, help="of timing per model")
-    parser.add_argument("--json", type=Path, help="write all numbers here")
+    parser.add_argument("--json", type=Path, help="write all numbers here, again after every row")
     arguments = parser.parse_args()
     console = Console(width=160, highlight=False)
     rows: list[Row] = []
@@ -200,9 +200,10 @@ def main() -> None:
     else:
         console.print("without the LEAN authors' net (--msd and --msd-test name no files)")
     for net in every:
-        rows += compared(net, arguments.methods, arguments.sparsities, arguments.seconds, console)
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        for row in shown(net, compared(net, arguments.methods, arguments.sparsities, arguments.seconds), console):
+            rows.append(row)
+            if arguments.json:
+                arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
 if __name__ == "__main__":
