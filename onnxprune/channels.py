@@ -33,6 +33,7 @@ from onnxprune.quantised import point_name
 from onnxprune.shapes import Shape, Shapes
 
 __all__ = [
+    "FIXED_SIZE",
     "INNERMOST",
     "OUTERMOST",
     "Axes",
@@ -54,6 +55,8 @@ Ids = NDArray[np.int32]
 Axes = tuple[Ids | None, ...]
 Way = TypeVar("Way")
 
+FIXED_SIZE = "coupled with an axis of fixed size"
+"""Why channels stay that meet an axis without any (``onnxprune.origins`` says where that comes from)."""
 INNERMOST, OUTERMOST = -1, -2  # what a site may be told to prefer, besides 0 (its first choice), 1, …
 
 Point = int | str
@@ -343,7 +346,7 @@ class NodeContext:
                 for ids in self.builder.axes.get(self.node.input[k], ()):
                     self.freeze(ids, "read as a parameter")
 
-    def unify(self, a: Ids | None, b: Ids | None, reason: str = "coupled with an axis of fixed size") -> Ids | None:
+    def unify(self, a: Ids | None, b: Ids | None, reason: str = FIXED_SIZE) -> Ids | None:
         """The two axes are the same; a plain one freezes the other. Returns the axis that results."""
         if a is None and b is None:
             return None

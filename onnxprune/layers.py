@@ -13,6 +13,7 @@ from onnx import NodeProto
 from onnxprune.channels import ChannelMap, Frozen, Ids
 from onnxprune.graph import node_name, subgraphs
 from onnxprune.measure import count_weights, is_weight, tensors_of
+from onnxprune.origins import Origins
 
 __all__ = ["Census", "Layer", "census", "layers", "what_remains"]
 
@@ -45,6 +46,7 @@ def layers(channel_map: ChannelMap, keep: NDArray[np.bool_] | None = None,
     """The layers in the order of the nodes; ``keep`` (bool [groups]): what is left of them; ``narrowed``: output of a
     layer → how many of the channels that are left it reads, if not all."""
     kept = np.ones(channel_map.groups, np.bool_) if keep is None else keep
+    origins = Origins(channel_map)
     found = []
     for c in channel_map.contractions:
         node = channel_map.graph.nodes[c.node]
@@ -64,7 +66,7 @@ def layers(channel_map: ChannelMap, keep: NDArray[np.bool_] | None = None,
                 outputs_kept=int(np.count_nonzero(kept[c.outputs])),
                 groups_free=len(groups) - len(frozen),
                 groups_frozen=len(frozen),
-                frozen_by="" if cause is None else _in_words(cause),
+                frozen_by="" if cause is None else _in_words(origins.explained(cause)),
             )
         )
     return tuple(found)
@@ -72,6 +74,10 @@ def layers(channel_map: ChannelMap, keep: NDArray[np.bool_] | None = None,
 
 def _in_words(cause: Frozen) -> str:
     return f"{cause.operator} '{cause.node}': {cause.reason}" if cause.node else cause.reason
+
+
+def _briefly(cause: Frozen) -> str:
+    return f"{cause.operator} ({cause.reason})"
 
 
 def _cause(channel_map: ChannelMap, groups: Ids) -> Frozen | None:
@@ -104,6 +110,7 @@ class Census:
 def what_remains(channel_map: ChannelMap, keep: NDArray[np.bool_]) -> str:
     """One clause for an error message: what most of the weights left by ``keep`` (bool [groups]) hang on."""
     left: dict[str, int] = {}
+    origins = Origins(channel_map)
     for name, edges in channel_map.constant_uses().items():
         axes = channel_map.uses[edges[0]]
         count = prod(
@@ -112,10 +119,10 @@ def what_remains(channel_map: ChannelMap, keep: NDArray[np.bool_]) -> str:
         )
         if is_weight(channel_map.graph.constants[name]) and count:
             cause = _weight_cause(channel_map, edges[0])
-            words = f"channels frozen by {cause.operator} ({cause.reason})" if cause else "one channel per layer"
+            words = f"channels frozen by {_briefly(origins.explained(cause))}" if cause else "one channel per layer"
             left[words] = left.get(words, 0) + count
     for cause, count in _unlabelled(channel_map).items():
-        words = f"{cause.operator} ({cause.reason})"
+        words = _briefly(cause)
         left[words] = left.get(words, 0) + count
     if not left:
         return "nothing can leave"
@@ -127,6 +134,7 @@ def what_remains(channel_map: ChannelMap, keep: NDArray[np.bool_]) -> str:
 def census(channel_map: ChannelMap) -> Census:
     """Attribute every weight element that cannot leave to what freezes it."""
     total = count_weights(channel_map.graph.model)
+    origins = Origins(channel_map)
     frozen: dict[Frozen, int] = {}
     free = 0
     for name, edges in channel_map.constant_uses().items():
@@ -144,7 +152,7 @@ def census(channel_map: ChannelMap) -> Census:
         held = prod(stuck)
         free += prod(sizes) - held
         if held:
-            cause = _weight_cause(channel_map, edges[0]) or _NOT_UNDERSTOOD
+            cause = origins.explained(_weight_cause(channel_map, edges[0]) or _NOT_UNDERSTOOD)
             frozen[cause] = frozen.get(cause, 0) + held
     for cause, count in _unlabelled(channel_map).items():
         frozen[cause] = frozen.get(cause, 0) + count

@@ -18,6 +18,8 @@ _LAYOUT = {"channels_last": 0}  # a row holds only while these attributes have t
 _ROWS: dict[str, tuple[str, tuple[int, ...]]] = {
     "DequantizeLinear": ("Identity", (0,)),
     "DynamicQuantizeMatMul": ("MatMul", (0, 1)),
+    "FusedConv": ("Conv", (0, 1)),
+    "FusedGemm": ("Gemm", (0, 1)),
     "MatMulIntegerToFloat": ("MatMul", (0, 1)),
     "QGemm": ("Gemm", (0, 3)),
     "QLinearAdd": ("Add", (0, 3)),

@@ -64,3 +64,17 @@ def test_what_does_not_follow_is_not_known() -> None:
     node = onnx.helper.make_node("MultiHeadAttention", ["a", "b", "c"], ["y"], domain="com.microsoft", num_heads=2)
     assert contrib_shapes(node, [(2, 5, 8), None, (2, 5, 8)]) == []
     assert contrib_shapes(onnx.helper.make_node("MultiHeadAttention", ["a"], ["y"]), [(2, 5, 8)]) == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['y = com.microsoft.FusedConv<activation="Relu", pads=[1,1,1,1], strides=[2,2]>(x, v)',
+     'y = com.microsoft.FusedGemm<activation="Relu", transB=1>(x, v)'],
+)  # fmt: skip
+def test_shapes_of_fused_contractions_are_those_of_the_runtime(body: str) -> None:
+    wide = "FusedConv" in body
+    sizes, made = ("2,8,5,6", "A,B,C,D") if wide else ("2,8", "A,B")
+    model = model_of(f"(float[{sizes}] x) => (float[{made}] y) {{ {body} }}", 17, v=(4, 8, 3, 3) if wide else (4, 8))
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    shape = tuple(int(size) for size in sizes.split(","))
+    assert infer_shapes(Graph(model)).of["y"] == session.run(None, {"x": np.zeros(shape, np.float32)})[0].shape

@@ -8,7 +8,7 @@ from witness import stored_weights
 
 import onnxprune
 
-_PRUNABLE = 20  # of them, at least, lose half of their weights
+_PRUNABLE = 25  # of them, at least, lose half of their weights
 
 
 def _paths(real_models: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.channels import Axes, Ids, NodeContext, Opaque, check_length
+from onnxprune.channels import FIXED_SIZE, Axes, Ids, NodeContext, Opaque, check_length
 from onnxprune.editing import NodeEditor
 from onnxprune.graph import attribute
 from onnxprune.ops.movement import carry
@@ -41,7 +41,7 @@ def joined(ctx: NodeContext, inputs: Sequence[int]) -> list[Axes]:
             result.append(_joined(ctx, parts, axis))
         elif any(ids is None for ids in parts.values()):
             for ids in parts.values():
-                ctx.freeze(ids, "coupled with an axis of fixed size")
+                ctx.freeze(ids, FIXED_SIZE)
             result.append(None)
         else:
             first, *others = parts.values()

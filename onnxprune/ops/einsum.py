@@ -5,7 +5,7 @@ https://onnx.ai/onnx/operators/onnx__Einsum.html
 
 from __future__ import annotations
 
-from onnxprune.channels import Axes, Ids, NodeContext
+from onnxprune.channels import FIXED_SIZE, Axes, Ids, NodeContext
 from onnxprune.graph import attribute
 
 __all__ = ["einsum"]
@@ -61,7 +61,7 @@ def _unified(ctx: NodeContext, held: list[tuple[int, int]]) -> Ids | None:
     parts = [ctx.axes(k)[axis] for k, axis in held]
     if any(part is None for part in parts):
         for part in parts:
-            ctx.freeze(part, "coupled with an axis of fixed size")
+            ctx.freeze(part, FIXED_SIZE)
         return None
     for part in parts[1:]:
         ctx.unify(parts[0], part)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.channels import Axes, Ids, NodeContext, Opaque
+from onnxprune.channels import FIXED_SIZE, Axes, Ids, NodeContext, Opaque
 from onnxprune.ops.sign import Sign, sign
 
 __all__ = ["add", "add_vector", "batch_normalization", "broadcast", "choice", "clip", "compare", "divide", "dropout",
@@ -42,7 +42,7 @@ def broadcast(ctx: NodeContext, operands: list[int]) -> tuple[Axes, dict[int, bo
             ids = ctx.unify(ids, other)
         if any(other is None for _, other in part):
             for _, other in part:
-                ctx.freeze(other, "coupled with an axis of fixed size")
+                ctx.freeze(other, FIXED_SIZE)
             ids = None
         result.append(ids)
         if ids is not None:
@@ -238,6 +238,6 @@ def batch_normalization(ctx: NodeContext) -> list[Axes]:
         axes[1] = ctx.unify(axes[1], ctx.axes(k)[0])
     if axes[1] is None:
         for k in range(1, 5):
-            ctx.freeze(ctx.axes(k)[0], "coupled with an axis of fixed size")
+            ctx.freeze(ctx.axes(k)[0], FIXED_SIZE)
     zeros = [ctx.mask_where_possible(k) for k in (1, 2)]
     return _result(ctx, tuple(axes), all(zeros) and all(ids is None for a, ids in enumerate(axes) if a != 1))

@@ -17,7 +17,7 @@ from math import prod
 import numpy as np
 from onnx import TensorProto
 
-from onnxprune.channels import Axes, Ids, NodeContext, Opaque
+from onnxprune.channels import FIXED_SIZE, Axes, Ids, NodeContext, Opaque
 from onnxprune.editing import NodeEditor
 from onnxprune.graph import attribute
 from onnxprune.ops.sign import Sign, sign
@@ -266,7 +266,7 @@ def group_normalization(ctx: NodeContext) -> list[Axes]:
     for ids in axes[2:]:
         ctx.freeze(ids, "normalised over the channels")
     if axes[1] is None:
-        ctx.freeze_all("coupled with an axis of fixed size")
+        ctx.freeze_all(FIXED_SIZE)
         return ctx.plain_outputs()
     lines = axes[1].reshape(count, -1)
     ctx.builder.unify(lines[:, :1], lines)
