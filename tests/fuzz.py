@@ -1,0 +1,204 @@
+"""The contracts on many random models, in a run as long as one likes: ``python tests/fuzz.py --graphs 20000``.
+
+Every seed is a model of its own, and goes through two checks: pruned equals masked reference for a random choice of
+channels, and one of the others in turn. At the end there is a table of how many graphs each generator and each check
+saw, how many of them really lost something, how many said nothing (the model does not run, or its numbers leave the
+range of their type), and the seeds that failed. ``--first`` is the first seed: 0 to 3000 are what the test suite looks
+at, so a long run takes others. Exit code 1 if anything failed; ``--first SEED --graphs 1`` looks at one graph again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import onnx
+from exactness import assert_exact, assert_same_outputs
+from generate_bodies import model_with_bodies
+from generate_quantised import random_quantised_model
+from onnx import ModelProto
+from random_models import random_model
+from test_kernel_granularity import assert_exact_without
+from test_narrow import check_narrowed
+from witness import feeds
+from zeroed import runs, with_zeros
+
+import onnxprune
+from onnxprune.errors import UnreachableError
+from onnxprune.measure import count_weights
+
+__all__ = ["GENERATORS", "Tally", "fuzz"]
+
+_SECONDS = 120  # after which a graph counts as one on which the compiler hangs
+
+Check = Callable[[ModelProto, int], bool]
+
+
+class UndefinedError(Exception):
+    """A model on which nothing can be checked: it does not run, or its numbers are not finite."""
+
+
+# ---- checks: whether something was removed --------------------------------------------------------------------------
+
+
+def masked(model: ModelProto, seed: int) -> bool:
+    """Any choice of channels: pruned equals masked reference."""
+    try:
+        outcome = assert_exact(model, (0.15, 0.3, 0.5, 0.7, 0.9, 1.0)[seed // 7 % 6], [seed])[0]
+    except AssertionError as error:
+        if "is not finite" in str(error):
+            raise UndefinedError from error
+        raise
+    return outcome.removed > 0
+
+
+def lossless(model: ModelProto, seed: int) -> bool:
+    """Channels that are dead leave, and the model is what it was."""
+    model = with_zeros(model, seed)
+    given = _fed(model, seed)
+    pruned = onnxprune.prune(model, check=False).model
+    onnx.checker.check_model(pruned, full_check=True)
+    assert_same_outputs(model, pruned, given)
+    assert list(pruned.graph.output) == list(model.graph.output)
+    return count_weights(pruned) < count_weights(model)
+
+
+def slices(model: ModelProto, seed: int) -> bool:
+    """Any choice of kernel slices: pruned equals masked reference."""
+    _fed(model, seed)
+    return assert_exact_without(model, (0.3, 0.6, 0.9)[seed // 7 % 3], seed) > 0
+
+
+def narrowed(model: ModelProto, seed: int) -> bool:
+    """Layers that read only what they use compute the same."""
+    _fed(model, seed)
+    return check_narrowed(model, seed, "always")
+
+
+def pipeline(model: ModelProto, seed: int) -> bool:
+    """Any method, granularity, sparsity, measure and alignment: verified, and the budget met.
+
+    A sparsity out of reach is refused with how far one can go; so far one can.
+    """
+    _fed(model, seed)
+    draw = random.Random(seed)
+    options = _options(draw)
+    try:
+        result = onnxprune.prune(model, **options)
+    except UnreachableError as refusal:
+        most = refusal.reachable
+        result = onnxprune.prune(model, **{**options, "sparsity": most * draw.choice((0.5, 0.999))})
+        assert most < options["sparsity"]
+    assert result.verification is not None
+    assert result.verification.ok
+    assert count_weights(result.model) == result.after.weights
+    assert list(result.model.graph.output) == list(model.graph.output)
+    return result.after.weights < result.before.weights
+
+
+def _options(draw: random.Random) -> dict[str, Any]:
+    kernel = draw.random() < 0.5
+    methods = ["lean", "lean-anchored", "topology", "magnitude", "l1", "sv", "random"] if kernel else [
+        "lean", "magnitude", "random"]  # fmt: skip
+    return {
+        "sparsity": draw.choice((0.1, 0.3, 0.5, 0.8, 0.95)),
+        "granularity": "kernel" if kernel else "channel",
+        "method": draw.choice(methods),
+        "measure": draw.choice(("weights", "macs", "kernels") if kernel else ("weights", "macs")),
+        "align": draw.choice(("auto", "none", "4")),
+        "restructure": draw.choice(("auto", "always", "never")),
+        "seed": draw.randrange(100),
+    }
+
+
+def _fed(model: ModelProto, seed: int) -> dict[str, Any]:
+    given = feeds(model, seed)
+    if not runs(model, given):
+        raise UndefinedError
+    return given
+
+
+# ---- the run --------------------------------------------------------------------------------------------------------
+
+Generator = Callable[[int], ModelProto]
+GENERATORS: dict[str, tuple[Generator, tuple[Check, ...]]] = {
+    "float": (random_model, (lossless, slices, narrowed, pipeline)),
+    "bodies": (model_with_bodies, (lossless, pipeline)),
+    "quantised": (random_quantised_model, (pipeline,)),
+}
+"""Name → how a model is made of a seed, and the checks that it goes through in turn, beside ``masked``."""
+
+_TURNS = ("float", "float", "float", "float", "float", "bodies", "quantised")
+
+
+@dataclass
+class Tally:
+    """What became of the graphs. Keys: (generator, check)."""
+
+    seen: Counter[tuple[str, str]] = field(default_factory=Counter)
+    smaller: Counter[tuple[str, str]] = field(default_factory=Counter)
+    undefined: Counter[tuple[str, str]] = field(default_factory=Counter)
+    failed: list[tuple[int, str, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        row = "{:<10} {:<9} {:>8} {:>8} {:>10}".format
+        lines = [row("generator", "check", "graphs", "pruned", "undefined")]
+        lines += [row(*key, self.seen[key], self.smaller[key], self.undefined[key]) for key in sorted(self.seen)]
+        failed = [f"failed: seed {seed}, {generator}, {check}" for seed, generator, check in self.failed]
+        return "\n".join([*lines, *failed, f"{len(self.failed)} failed"])
+
+
+def fuzz(seeds: Sequence[int], report: Callable[[str], None]) -> Tally:
+    """Every seed through its two checks."""
+    tally, began = Tally(), time.monotonic()
+    for done, seed in enumerate(seeds, 1):
+        name = _TURNS[seed % len(_TURNS)]
+        make, others = GENERATORS[name]
+        for check in (masked, others[seed // len(_TURNS) % len(others)]):
+            _look(tally, (name, check.__name__), seed, make, check, report)
+        if done % 1000 == 0 or done == len(seeds):
+            report(f"{done} graphs, up to seed {seed}, in {time.monotonic() - began:.0f} s\n{tally}")
+    return tally
+
+
+def _look(tally: Tally, key: tuple[str, str], seed: int, make: Generator, check: Check,
+          report: Callable[[str], None]) -> None:  # fmt: skip
+    tally.seen[key] += 1
+    signal.alarm(_SECONDS)
+    try:
+        tally.smaller[key] += check(make(seed), seed)
+    except UndefinedError:
+        tally.undefined[key] += 1
+    except Exception:
+        tally.failed.append((seed, *key))
+        report(f"seed {seed}, {' '.join(key)}:\n{traceback.format_exc(limit=-3)}")
+    finally:
+        signal.alarm(0)
+
+
+def _hangs(_: int, __: FrameType | None) -> None:
+    raise TimeoutError(f"no result after {_SECONDS} s")
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
+    parser.add_argument("--graphs", type=int, default=20000)
+    parser.add_argument("--first", type=int, default=1_000_000)
+    asked = parser.parse_args()
+    signal.signal(signal.SIGALRM, _hangs)
+    tally = fuzz(range(asked.first, asked.first + asked.graphs), lambda text: print(text, flush=True))
+    sys.exit(bool(tally.failed))
+
+
+if __name__ == "__main__":
+    main()
