@@ -449,7 +449,7 @@ def _selected(
     alignment: Alignment = parse_alignment(options.align or "auto", options.provider)
     assert options.sparsity is not None
     found = select(channel_map, scores, cost, options.sparsity, alignment, blocks, ~dead.keep)
-    if found.cost <= found.budget and (found.whole or not options.sparsity):
+    if found.fits and (found.whole or not options.sparsity):
         return found.keep
     most = 1 - found.cost / found.whole if found.whole else 0.0
     wanted, reached = f"sparsity {options.sparsity:g} of {options.measure}", math.floor(most * 1e4) / 1e4

@@ -170,6 +170,16 @@ def test_beyond_what_is_reachable_it_returns_the_least(name: str) -> None:
     assert 1 - found.cost / found.whole == pytest.approx(most)
 
 
+def test_what_is_just_reachable_is_reached() -> None:
+    """One of five channels is left, 2 of 10 weights: a share of 0.8 is gone."""
+    channel_map = build_map(Graph(model_of("(float[1,1] x) => (float[1,1] y) { a = Gemm(x, w) y = Gemm(a, v) }",
+                                           w=(1, 5), v=(5, 1))))  # fmt: skip
+    found = chosen(channel_map, 0.8)
+    assert (found.cost, found.whole) == (2, 10)
+    assert found.fits
+    assert not chosen(channel_map, 0.81).fits
+
+
 @each_net
 def test_what_is_reachable_is_reached_whatever_the_scores(name: str) -> None:
     channel_map = mapped(name)

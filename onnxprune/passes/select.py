@@ -40,13 +40,23 @@ IntArray = NDArray[np.int64]
 class Selection:
     """``keep``: bool [groups]; its ``cost``, the ``budget`` it had to fit, and the cost of the ``whole`` model.
 
-    A cost beyond the budget means that the budget cannot be met; ``keep`` is then the least that can be kept.
+    Where it does not fit, the budget cannot be met; ``keep`` is then the least that can be kept.
     """
 
     keep: BoolArray
     cost: float
     budget: float
     whole: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the budget is met."""
+        return _fits(self.cost, self.budget)
+
+
+def _fits(cost: float, budget: float) -> bool:
+    """2 of 10 is a share of 0.8 less, though 1 − 0.8 is a little less than 0.2 as a binary number."""
+    return cost <= budget * (1 + 1e-12)
 
 
 class _Search:
@@ -184,7 +194,7 @@ def select(
     total = cost(np.ones(channel_map.groups, np.bool_))
     budget = (1 - sparsity) * total
     least = consistent(channel_map, blocks or {}, search.keep(search.at_least), scores)
-    if cost(least) > budget:
+    if not _fits(cost(least), budget):
         least = min(least, _least(channel_map), key=cost)
         return Selection(least, cost(least), budget, total)
     keep = least
