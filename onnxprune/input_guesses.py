@@ -2,8 +2,8 @@
 
 What the model gives away itself is used first: the channels a weight takes, the rows of a table, the constant
 that a scalar is compared with. Any other dimension without a size gets a *kind* from its name, or else from
-its place (``x[N, C, H, W]``, ``ids[N, length]``, ``state[layers, N, width]``); all dimensions of one kind or
-one name get one size. Every kind has a list of sizes, likely ones first, and combinations are tried in the
+its place (``x[N, C, H, W]``, ``ids[N, length]``, ``state[layers, N, width]``, ``wave[N, samples]``); all dimensions of
+one kind or one name get one size. Every kind has a list of sizes, likely ones first, and combinations are tried in the
 order of their distance from the likeliest.
 """
 
@@ -30,21 +30,25 @@ if TYPE_CHECKING:
 
 __all__ = ["first_run", "guess_inputs", "runnable_inputs"]
 
-_Kind = Literal["batch", "channels", "spatial", "length", "other"]
+_Kind = Literal["batch", "channels", "spatial", "length", "samples", "other"]
 _SIZES: Final[dict[_Kind, tuple[int, ...]]] = {
     "batch": (1, 2, 4),
     "channels": (3, 1, 4),
     "spatial": (224, 256, 320, 640, 64, 128, 32, 28, 416, 512, 299, 96, 384, 48, 160, 192),
     "length": (128, 16, 64, 256, 512, 32, 8, 1, 100, 1024, 16000),
+    "samples": (16000, 512, 1024, 4096, 32000, 160, 48000),
     "other": (1, 2, 16, 8, 100),
 }
 _KIND_BY_NAME: Final[tuple[tuple[re.Pattern[str], _Kind], ...]] = (
     (re.compile(r"batch|^(n|b|bs)$"), "batch"),
     (re.compile(r"channel|^c$"), "channels"),
     (re.compile(r"height|width|depth|spatial|^(h|w|d)$"), "spatial"),
+    (re.compile(r"samples"), "samples"),
     (re.compile(r"seq|len|time|frame|token|sample|^(t|l|s)$"), "length"),
     (re.compile(r"^\?other$"), "other"),
 )
+_SOUND: Final = re.compile(r"wave|audio|speech|sound|pcm")
+_LENGTHS: Final = re.compile(r"(^|[^a-z])len(gth)?s?$")
 _NAMELESS: Final = frozenset(
     {"none", "?", "unk", "unknown", "dynamic", "-1"}
 )  # what exporters write for no name
@@ -62,8 +66,9 @@ def guess_inputs(
     """Shapes and inputs that the model may run on, likely ones first; the same for the same arguments.
 
     Floats are standard normal; 8-bit integers take their full range; other integers are 1 in a mask, else 0
-    or 1. Where the model indexes a table with them, they are its row numbers. A scalar integer is a number
-    that the model compares it with, or the next one.
+    or 1. Where the model indexes a table with them, they are its row numbers. Integers called a length
+    are the longest open length of the other inputs. A scalar integer is a number that the model compares it with,
+    or the next one.
 
     Args:
         model: the model; its weights are not needed.
@@ -83,7 +88,8 @@ def guess_inputs(
         for spec in specs
         if _is_scalar(spec) and spec.name not in hints.rows
     }
-    candidates = _candidate_shapes(specs, shapes or {}, batch, variant)
+    kinds = _kinds(specs)
+    candidates = _candidate_shapes(specs, kinds, shapes or {}, batch, variant)
     for turn in range(max(map(len, scalars.values()), default=1)):
         for used in candidates:
             inputs = {
@@ -91,7 +97,7 @@ def guess_inputs(
             }
             for name, values in scalars.items():
                 inputs[name] = np.full_like(inputs[name], values[turn % len(values)])
-            yield used, inputs
+            yield used, inputs | _lengths(specs, kinds, used)
 
 
 def runnable_inputs(
@@ -200,10 +206,10 @@ def _kind_by_place(shape: Sequence[int | str | None], axis: int) -> _Kind:
 
 
 def _candidate_shapes(
-    specs: Sequence[InputSpec], shapes: Shapes, batch: int | None, variant: int
+    specs: Sequence[InputSpec], known: Mapping[str, _Kind], shapes: Shapes, batch: int | None, variant: int
 ) -> list[dict[str, tuple[int, ...]]]:
     given = _sizes_in(shapes, specs)
-    kinds = {symbol: kind for symbol, kind in _kinds(specs).items() if symbol not in given}
+    kinds = {symbol: kind for symbol, kind in known.items() if symbol not in given}
     _check_batch(batch, specs, kinds)
     lists = {kind: _rotated(_SIZES[kind], variant) for kind in dict.fromkeys(kinds.values())}
     if batch is not None and "batch" in lists:
@@ -229,12 +235,30 @@ def _kinds(specs: Iterable[InputSpec]) -> dict[str, _Kind]:
     for spec in specs:
         for axis, size in enumerate(spec.shape or ()):
             for term in _terms(size):
-                kinds.setdefault(term, _kind_by_name(term) or _kind_by_place(spec.shape or (), axis))
+                if term not in kinds:
+                    kinds[term] = _kind(spec, axis, term, kinds)
     return kinds
 
 
-def _kind_by_name(symbol: str) -> _Kind | None:
-    return next((kind for pattern, kind in _KIND_BY_NAME if pattern.search(symbol.lower())), None)
+def _kind(spec: InputSpec, axis: int, symbol: str, known: Mapping[str, _Kind]) -> _Kind:
+    """By name, unless that makes two batches of one tensor (``wave[batch, N]``), else by place."""
+    shape = spec.shape or ()
+    kind = next((kind for pattern, kind in _KIND_BY_NAME if pattern.search(symbol.lower())), None)
+    if kind is None or (kind == "batch" and axis > 0 and known.get(str(shape[0])) == "batch"):
+        kind = _kind_by_place(shape, axis)
+    return "samples" if kind == "length" and len(shape) < 4 and _SOUND.search(spec.name.lower()) else kind
+
+
+def _lengths(specs: Sequence[InputSpec], kinds: Mapping[str, _Kind], used: Shapes) -> Inputs:
+    """The values of integers that are called lengths, where some other input has a length that is open."""
+    named = [spec for spec in specs if spec.dtype.kind in "iu" and _LENGTHS.search(spec.name.lower())]
+    sizes = [
+        size
+        for spec in specs
+        for symbol, size in zip(spec.shape or (), used[spec.name], strict=False)
+        if spec not in named and kinds.get(str(symbol)) in ("length", "samples")
+    ]
+    return {spec.name: np.full(used[spec.name], max(sizes), spec.dtype) for spec in named if sizes}
 
 
 def _terms(size: int | str | None) -> list[str]:

@@ -167,6 +167,8 @@ def test_a_sequence_is_refused() -> None:
         ("batch, 40, time", (1, 40, 128)),
         ("2, unk__7, 16", (2, 1, 16)),
         ("N, s1, s2, s3", (1, 3, 224, 224)),
+        ("batch, N", (1, 128)),
+        ("batch, samples", (1, 16000)),
     ],
 )
 def test_sizes_come_from_names_and_places(declared: str, guessed: tuple[int, ...]) -> None:
@@ -176,6 +178,19 @@ def test_sizes_come_from_names_and_places(declared: str, guessed: tuple[int, ...
 def test_one_name_is_one_size() -> None:
     shapes = first_shapes("g (float[N, L] x, float[L, 3] z) => (float[N, 3] y) { y = MatMul(x, z) }")
     assert shapes["x"][1] == shapes["z"][0]
+
+
+def test_sound_is_long() -> None:
+    shapes = first_shapes("g (float[batch, N] waveform) => (float y) { y = ReduceSum(waveform) }")
+    assert shapes == {"waveform": (1, 16000)}
+
+
+def test_lengths_fit_the_other_inputs() -> None:
+    inputs = first_values(
+        "g (float[N, L, 8] x, int64[N] x_lens, int64[N, 4] lens_of_nothing) => (float y) { y = ReduceSum(x) }"
+    )
+    assert inputs["x_lens"].tolist() == [inputs["x"].shape[1]]
+    assert inputs["lens_of_nothing"].max() <= 1
 
 
 def test_a_sum_of_names_is_the_sum_of_their_sizes() -> None:
