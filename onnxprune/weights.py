@@ -7,6 +7,7 @@ import onnx
 import onnx.reference
 from numpy.typing import NDArray
 
+from onnxprune.bodies import is_marker
 from onnxprune.errors import ModelError
 from onnxprune.graph import Graph
 
@@ -14,7 +15,7 @@ __all__ = ["weight_values"]
 
 
 def weight_values(graph: Graph, name: str) -> NDArray[np.generic]:
-    """The value of a tensor that does not depend on the model's inputs.
+    """The value of a tensor that depends neither on the model's inputs nor on what bodies of control flow do.
 
     Raises: KeyError where it does; ModelError where ONNX Runtime cannot compute it.
     """
@@ -29,7 +30,9 @@ def weight_values(graph: Graph, name: str) -> NDArray[np.generic]:
             leaves.add(wanted)
         elif graph.producer[wanted] not in nodes:
             nodes.append(graph.producer[wanted])
-            pending += graph.nodes[graph.producer[wanted]].input
+            if is_marker(graph.nodes[nodes[-1]]):
+                raise KeyError(wanted)
+            pending += graph.nodes[nodes[-1]].input
     chain = onnx.helper.make_graph(
         [graph.nodes[i] for i in sorted(nodes)],
         "weight",

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-__all__ = ["Builder", "Choices", "Seeded", "Value", "grow"]
+__all__ = ["OPSETS", "Builder", "Choices", "Seeded", "Value", "grow"]
 
 T = TypeVar("T")
 Array = NDArray[np.generic]
@@ -223,13 +223,14 @@ _WEIGHTS: tuple[Callable[[Builder, Array], str], ...] = (
 Step = Callable[[Builder, Value], "Value | list[Value] | None"]
 
 
-def grow(choices: Choices, stem: Step, steps: Callable[[Builder, Value], Sequence[Step]], close: Step) -> ModelProto:
+def grow(choices: Choices, stem: Step, steps: Callable[[Builder, Value], Sequence[Step]], close: Step,
+         opsets: Sequence[int] = OPSETS) -> ModelProto:  # fmt: skip
     """A model of 1 to 12 steps: ``stem`` reads the input, ``steps`` says what can be appended to a tensor, ``close``
     makes an output of one."""
     dtype: type[np.float32] | type[np.float64] = np.float64 if choices.integer(1, 3) == 3 else np.float32
     rng = np.random.default_rng(choices.integer(0, 2**16))
     batch = choices.pick((1, 2, 3, _OPEN_BATCH))
-    b = Builder(choices, choices.pick(OPSETS), dtype, batch, batch == _OPEN_BATCH, rng)
+    b = Builder(choices, choices.pick(opsets), dtype, batch, batch == _OPEN_BATCH, rng)
     feed = Value("x", (batch, *choices.pick(_FEEDS if dtype == np.float32 else _FEEDS[-2:])))
     b.values.append(_one(stem(b, feed)))
     for _ in range(choices.integer(1, 12)):

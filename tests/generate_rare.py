@@ -15,7 +15,7 @@ from generate_any import resized
 from generate_tokens import projection
 from onnx import GraphProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-__all__ = ["RARE_ANY", "RARE_IMAGE", "RARE_TOKENS", "RARE_VECTOR", "quantised_stem"]
+__all__ = ["RARE_ANY", "RARE_IMAGE", "RARE_TOKENS", "RARE_VECTOR", "quantised_stem", "ramp"]
 
 CONTRIB = "com.microsoft"
 Step = Callable[[Builder, Value], Value | None]
@@ -140,7 +140,7 @@ def along(b: Builder, x: Value) -> Value | None:
             return None
         lengths = [b.size(1, x.shape[axis]) for _ in range(x.shape[0])]
         return b.node(op, [x, b.ints(*lengths)], batch_axis=0, time_axis=axis) if axis == 1 else None
-    apart = b.node("Add", [b.node("Mul", [b.node("Tanh", [x]), b.constant(1e-3)]), _ramp(b, x, axis)])
+    apart = b.node("Add", [b.node("Mul", [b.node("Tanh", [x]), b.constant(1e-3)]), ramp(b, x, axis)])
     if op == "TopK":
         k = b.size(1, x.shape[axis])
         shapes = [resized(x.shape, axis, k)] * 2
@@ -151,7 +151,7 @@ def along(b: Builder, x: Value) -> Value | None:
     return b.node("Add", [x, b.node("Cast", [found], to=TensorProto.FLOAT)])
 
 
-def _ramp(b: Builder, x: Value, axis: int) -> str:
+def ramp(b: Builder, x: Value, axis: int) -> str:
     steps = b.rng.permutation(x.shape[axis]).astype(b.dtype)
     return b.constant(steps.reshape([-1 if a == axis else 1 for a in range(x.rank)]))
 
@@ -166,7 +166,7 @@ def centred(b: Builder, x: Value) -> Value | None:
     """MeanVarianceNormalization over some axes, along which there is some variance."""
     if b.opset < 13 or b.dtype == np.float64 or x.shape[-1] < 2:
         return None
-    spread = b.node("Add", [x, _ramp(b, x, x.rank - 1)])
+    spread = b.node("Add", [x, ramp(b, x, x.rank - 1)])
     return b.node("MeanVarianceNormalization", [spread], axes=[0, *range(2, x.rank)] if x.rank > 2 else [1])
 
 
@@ -228,7 +228,7 @@ def rare_image(b: Builder, x: Value) -> Value | None:
         if b.opset < 11 or x.shape[2] % 2 or x.shape[3] % 2 or b.open_batch:
             return None
         half = (*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2)
-        apart = b.node("Add", [b.node("Tanh", [x]), _ramp(b, x, 3)])
+        apart = b.node("Add", [b.node("Tanh", [x]), ramp(b, x, 3)])
         found = b.split("MaxPool", [apart], [half, half], kernel_shape=[2, 2], strides=[2, 2])
         return b.node(op, list(found), x.shape, kernel_shape=[2, 2], strides=[2, 2])
     if op == "Col2Im":

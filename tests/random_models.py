@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from generate import Builder, Choices, Seeded, Step, Value, grow
+from generate import OPSETS, Builder, Choices, Seeded, Step, Value, grow
 from generate_any import (
     activation,
     broadcast_branches,
@@ -65,17 +65,23 @@ from generate_tokens import (
     swap_axes,
     to_image,
 )
+from generate_unusual_images import UNUSUAL_IMAGE
+from generate_unusual_tokens import UNUSUAL_ANY, UNUSUAL_TOKENS, UNUSUAL_VECTOR
 from generate_vectors import gemm, unflatten
 from onnx import ModelProto
 
-__all__ = [
-    "random_model",
-]
+__all__ = ["random_model", "unusual_model"]
 
 
 def random_model(choices: Choices | int) -> ModelProto:
     """A model from a seed, or from the decisions of hypothesis."""
     return grow(Seeded(choices) if isinstance(choices, int) else choices, stem, steps, close)
+
+
+def unusual_model(choices: Choices | int) -> ModelProto:
+    """A model in which every third step or so is of a kind, or has attributes, that are seldom seen."""
+    choices = Seeded(choices) if isinstance(choices, int) else choices
+    return grow(choices, stem, unusual_steps, close, (*OPSETS, 8, 14, 16, 20, 22, 25, 26))
 
 
 _ANY: tuple[Step, ...] = (
@@ -109,6 +115,15 @@ def steps(b: Builder, x: Value) -> Sequence[Step]:
     if x.rank == 2:
         return (*RARE_ANY, *RARE_VECTOR) if rare else (*_ANY, *_VECTOR)
     return (pass_through,)
+
+
+def unusual_steps(b: Builder, x: Value) -> Sequence[Step]:
+    """As ``steps``, but what is common only half of the time."""
+    if x.rank not in (2, 3, 4) or b.chance(2):
+        return steps(b, x)
+    image = UNUSUAL_IMAGE if x.rank == 4 and b.dtype == np.float32 else ()
+    special = {4: (*image, *RARE_IMAGE), 3: (*UNUSUAL_TOKENS, *RARE_TOKENS), 2: (*UNUSUAL_VECTOR, *RARE_VECTOR)}
+    return special[x.rank] if b.chance(2) else (*UNUSUAL_ANY, *RARE_ANY)
 
 
 def stem(b: Builder, x: Value) -> Value:

@@ -426,3 +426,22 @@ def test_stacks_of_convolutions_keep_their_outputs(model: ModelProto) -> None:
     note(onnx.printer.to_text(model))
     assume(runs(model, feeds(model)))
     assert_same_outputs(model, onnxprune.prune(model, check=False).model, feeds(model))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "shift"),
+    [
+        (", float[8] s", ""),
+        (", bool c", "s = If(c) <then_branch = t () => (float[8] p) { p = Identity(b) },"
+                     " else_branch = e () => (float[8] q) { q = Neg(b) }>"),
+    ],
+    ids=["fed", "made by branches"],
+)  # fmt: skip
+def test_a_shift_that_is_not_stored_is_no_constant(inputs: str, shift: str) -> None:
+    model = model_of(
+        f"(float[2,3,6,6] x{inputs}) => (float[2,4,4,4] y) "
+        f"{{ {MAKE} {shift} z = InstanceNormalization<epsilon=0.1>(r, g, s) y = Conv(z, v) }}",
+        **STEM, g=numbers("g", 8), v=numbers("v", 4, 8, 1, 1),
+    )  # fmt: skip
+    given = feeds(model)
+    assert_same_outputs(model, onnxprune.prune(model).model, given)

@@ -273,10 +273,13 @@ def _normalised(channel_map: ChannelMap, found: dict[str, Carried], node: NodePr
 
 
 def _shifted(channel_map: ChannelMap, found: dict[str, Carried], node: NodeProto, ids: Ids) -> Carried | None:
-    """An instance normalisation of a constant is its shift β."""
+    """An instance normalisation of a constant is its shift β, if that is stored."""
     if node.input[0] not in found:
         return None
-    beta = weight_values(channel_map.graph, node.input[2]).astype(np.float64)
+    try:
+        beta = weight_values(channel_map.graph, node.input[2]).astype(np.float64)
+    except KeyError:
+        return None
     kind = np.where(along(found[node.input[0]], ids)[0] <= CONSTANT, CONSTANT, LIVE)
     return Carried.of(ids, kind.astype(np.int8), beta)
 
