@@ -1,16 +1,14 @@
-"""How long pruning takes, beside reading and writing the same file, and how much memory it needs.
+"""How long pruning takes, beside reading and writing the same file.
 
 Whole process: ``onnxprune MODEL --sparsity S --no-verify -q`` from start to exit, and a process that does
 ``onnx.load`` and ``onnx.save`` of the same file. Inside one process: the same two calls, the channel map (which
 holds the channel graph), all of pruning without verification and file, and onnxsim's ``simplify`` where it is
 installed. All take turns; times are medians in seconds, ratios are to load + save of the same kind.
 
-``--external GB`` also writes a model of so many GB (10⁹ bytes) with its weights in a file beside it, a chain of
-3×3 convolutions, prunes it, and prints the peak of resident memory of that process (Linux only; pages of the
-file that it maps count).
+``big_model.py`` does the same for models of gigabytes, and says how much memory that takes.
 
 Example:
-    $ python benchmarks/compile_time.py --external 1 --json compile_time.json
+    $ python benchmarks/compile_time.py --json compile_time.json
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import math
 import platform
 import statistics
 import subprocess
@@ -30,9 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-from onnx import TensorProto, helper
 from rich.console import Console
 from rich.table import Table
 
@@ -70,27 +65,6 @@ class Row:
     ratio: float
     aim: str = ""
     met: bool | None = None
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Peak resident memory of a pruning process, in bytes, of a model with external data.
-
-    Attributes:
-        method: of pruning.
-        weights: bytes of weights in the model.
-        kept: bytes of weights in the pruned model.
-        peak: of the process.
-        aim: 1.3 × kept + 500 MB.
-        seconds: the whole process.
-    """
-
-    method: str
-    weights: int
-    kept: int
-    peak: int
-    aim: float
-    seconds: float
 
 
 def medians(tasks: Mapping[str, Task], rounds: int) -> dict[str, float]:
@@ -178,84 +152,6 @@ def time_table(rows: Sequence[Row], title: str) -> Table:
     return shown
 
 
-# Memory
-
-_WIDTH = 1024  # channels of the convolutions of the model with external data
-
-# Peak resident memory is asked of the process itself: getrusage would count what its parent held, too.
-_WITH_PEAK = """
-import sys
-from onnxprune.cli import main
-try:
-    main(sys.argv[1:])
-except SystemExit as end:
-    if end.code:
-        raise
-status = open("/proc/self/status").read()
-print(int(status.split("VmHWM:")[1].split()[0]) * 1024)
-"""
-
-
-def write_external(path: Path, size: float) -> None:
-    """Write a chain of convolutions whose weights (``size`` GB) are in a file beside it, one at a time."""
-    shape = (_WIDTH, _WIDTH, 3, 3)
-    length = 4 * _WIDTH * _WIDTH * 9
-    count = max(1, math.ceil(size * 1e9 / length))
-    random = np.random.default_rng(0)
-    nodes, weights = [helper.make_node("Conv", ["x", "stem"], ["x0"])], [_small("stem", (_WIDTH, 3, 1, 1))]
-    with path.with_suffix(".data").open("wb") as data:
-        for i in range(count):
-            (random.standard_normal(shape, np.float32) * np.float32((4.5 * _WIDTH) ** -0.5)).tofile(data)
-            weights.append(_external(f"w{i}", shape, data.name, i * length, length))
-            nodes.append(helper.make_node("Conv", [f"x{i}", f"w{i}"], [f"y{i}"], pads=[1] * 4))
-            nodes.append(helper.make_node("Relu", [f"y{i}"], [f"x{i + 1}"]))
-    nodes.append(helper.make_node("Conv", [f"x{count}", "head"], ["y"]))
-    weights.append(_small("head", (10, _WIDTH, 1, 1)))
-    value = helper.make_tensor_value_info
-    image = [1, 3, 8, 8]
-    graph = helper.make_graph(
-        nodes,
-        "chain",
-        [value("x", TensorProto.FLOAT, image)],
-        [value("y", TensorProto.FLOAT, [1, 10, 8, 8])],
-        weights,
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-
-
-def _small(name: str, shape: tuple[int, ...]) -> TensorProto:
-    values = np.random.default_rng(1).standard_normal(shape, np.float32)
-    return onnx.numpy_helper.from_array(values, name)
-
-
-def _external(name: str, shape: tuple[int, ...], file: str, offset: int, length: int) -> TensorProto:
-    tensor = TensorProto(name=name, dims=shape, data_type=TensorProto.FLOAT)
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", Path(file).name), ("offset", offset), ("length", length)):
-        tensor.external_data.add(key=key, value=str(value))
-    return tensor
-
-
-def peak_memory(folder: Path, size: float, method: str, sparsity: float) -> Memory:
-    """Prune a model with external data in a process of its own."""
-    model, out = folder / "external.onnx", folder / "pruned.onnx"
-    if not model.exists():
-        write_external(model, size)
-    start = time.perf_counter()
-    done = process("-c", _WITH_PEAK, *pruning(model, out, method, sparsity))
-    seconds = time.perf_counter() - start
-    weights, kept = (4 * count_weights(onnx.load(each, load_external_data=False)) for each in (model, out))
-    return Memory(method, weights, kept, int(done.stdout), 1.3 * kept + 500e6, seconds)
-
-
-def memory_line(found: Memory) -> str:
-    """One line for the terminal."""
-    sizes = f"{found.weights / 1e9:.2f} GB of weights, {found.kept / 1e9:.2f} GB kept"
-    verdict = "met" if found.peak <= found.aim else "MISSED"
-    peak = f"peak {found.peak / 1e6:.0f} MB, aim ≤ 1.3 × kept + 500 MB = {found.aim / 1e6:.0f} MB: {verdict}"
-    return f"external data, {found.method}: {sizes}, {found.seconds:.1f} s, {peak}"
-
-
 # Command line
 
 
@@ -267,7 +163,6 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sparsity", type=float, default=0.5, metavar="S")
     parser.add_argument("--method", nargs="+", default=("magnitude", "lean"), metavar="M")
     parser.add_argument("--rounds", type=int, default=7, help="timed runs of everything")
-    parser.add_argument("--external", type=float, metavar="GB", help="also prune a model of this size")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     return parser.parse_args(given)
 
@@ -278,17 +173,6 @@ def times(path: Path, options: argparse.Namespace, console: Console) -> list[Row
         rows = judged("process", medians(whole_processes(path, options.method, options.sparsity), options.rounds))
     with console.status("timing calls"):
         return rows + judged("call", medians(calls(path, options.method, options.sparsity), options.rounds))
-
-
-def memory(folder: Path, options: argparse.Namespace, console: Console) -> list[Memory]:
-    """Measure the peak with each method; nothing on systems that do not tell it."""
-    if options.external is None:
-        return []
-    if not Path("/proc/self/status").is_file():
-        console.print("external data: skipped, this system does not tell a process's peak of memory")
-        return []
-    with console.status("pruning a model with external data"):
-        return [peak_memory(folder, options.external, each, options.sparsity) for each in options.method]
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -305,13 +189,10 @@ def main(given: Sequence[str] | None = None) -> None:
         console.print(time_table(rows, title))
         if not importlib.util.find_spec("onnxsim"):
             console.print("onnxsim is not installed: not timed")
-        found = memory(Path(folder), options, console)
-        for each in found:
-            console.print(memory_line(each), highlight=False, soft_wrap=True)
     if options.json is not None:
         facts: dict[str, Any] = {"network": options.network, "weights": weights, "bytes": size}
         facts |= {"python": platform.python_version(), "machine": platform.machine(), "rounds": options.rounds}
-        facts |= {"times": [asdict(row) for row in rows], "memory": [asdict(each) for each in found]}
+        facts |= {"times": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(facts, indent=1))
 
 

@@ -6,6 +6,7 @@ indexed: a tensor that a body captures is listed in ``captured``, so that nobody
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -169,3 +170,14 @@ class Graph:
     def values(self, name: str) -> NDArray[np.generic]:
         """The numbers of a stored constant. Raises KeyError for other tensors."""
         return tensor_values(self.constants[name], self.folder)
+
+    def least(self, name: str) -> float:
+        """The smallest number of a stored constant; NaN where it has none, or one that cannot be compared."""
+        if name not in self._least:
+            values = self.values(name)
+            self._least[name] = float(values.min()) if values.size and values.dtype.kind in "fiu" else math.nan
+        return self._least[name]
+
+    @cached_property
+    def _least(self) -> dict[str, float]:
+        return {}

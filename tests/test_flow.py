@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -214,6 +215,21 @@ def test_alive_is_being_on_a_path_from_an_input_to_an_output(name: str) -> None:
         alive = flow(channel_map, signal_blocks(nonzero_slices(channel_map))).alive
         seen = on_tensors(channel_map)
         assert np.array_equal(alive[seen], enumerated(model, channel_map)[1, seen] > -np.inf), f"seed {seed}"
+
+
+@each_model
+def test_edges_that_are_there_count_like_edges_of_weight_0(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where only few slices are looked at together."""
+    for seed in range(5):
+        channel_map = build_map(Graph(built(name, 0.5, seed)))
+        nonzero = nonzero_slices(channel_map)
+        with np.errstate(divide="ignore"):
+            wanted = flow(channel_map, {node: np.log(block.astype(np.float64)) for node, block in nonzero.items()})
+        monkeypatch.setattr("onnxprune.passes.flow._CHUNK", 1 + seed)
+        found = flow(channel_map, nonzero)
+        for one, other in zip(astuple(found), astuple(wanted), strict=True):
+            assert np.array_equal(one, other), f"seed {seed}"
+        monkeypatch.undo()
 
 
 @each_model

@@ -52,11 +52,10 @@ class _Node:
     def sign(self, k: int) -> Sign:
         """The sign of input k."""
         name = self.proto.input[k] if k < len(self.proto.input) else ""
-        values = self.constant(k)
-        if values is None:
-            values = self._size(name)
-        if values is not None:
-            return self._sign_of(values, k)
+        graph = self.builder.graph
+        least = graph.least(name) if name in graph.constants else self._size(name)
+        if least is not None:
+            return self._sign_of(least, k)
         maker = self.builder.graph.producer.get(name)
         if maker is None or not self.depth:
             return Sign.ANY
@@ -73,19 +72,21 @@ class _Node:
         name = self.proto.input[k] if k < len(self.proto.input) else ""
         return self.builder.graph.values(name) if name in self.builder.graph.constants else None
 
-    def _size(self, name: str) -> NDArray[np.generic] | None:
+    def _size(self, name: str) -> float | None:
         """A single number computed from the sizes of activations, such as the count that a variance divides by.
 
         What is computed from stored constants is left out: the masked reference may make it zero.
         """
         held = self.builder.shapes.values.get(name)
-        return held if held is not None and held.size == 1 and name not in self.builder.derived else None
+        if held is None or held.size != 1 or held.dtype.kind not in "fiu" or name in self.builder.derived:
+            return None
+        return float(held.item())
 
-    def _sign_of(self, values: NDArray[np.generic], k: int) -> Sign:
-        if values.dtype.kind not in "fiu" or not values.size or np.any(np.sign(values) < 0):
-            return Sign.ANY
+    def _sign_of(self, least: float, k: int) -> Sign:
         stays = (self.index, k) not in self.builder.masked
-        return Sign.POSITIVE if stays and np.all(np.sign(values) > 0) else Sign.NOT_NEGATIVE
+        if least > 0:
+            return Sign.POSITIVE if stays else Sign.NOT_NEGATIVE
+        return Sign.NOT_NEGATIVE if least == 0 else Sign.ANY
 
 
 _Rule = Callable[[_Node], Sign]

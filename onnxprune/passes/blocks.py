@@ -21,13 +21,13 @@ from onnx import NodeProto
 from scipy.sparse import bmat, csr_array
 from scipy.sparse.csgraph import connected_components
 
-from onnxprune.channels import ChannelMap, Contraction
+from onnxprune.channels import Contraction
 from onnxprune.graph import attribute
 from onnxprune.ops.parts import IntArray
 from onnxprune.passes.overlay import Overlay, Part, set_attributes
 from onnxprune.passes.settle import Choice
 
-__all__ = ["Block", "blocks_of", "falls_apart", "in_blocks", "is_connected"]
+__all__ = ["Block", "blocks_of", "in_blocks", "is_connected"]
 
 BoolArray = NDArray[np.bool_]
 
@@ -44,6 +44,8 @@ class Block:
 
 def is_connected(block: BoolArray) -> bool:
     """Whether the non-zero slices [out, in] join all outputs and inputs that have any; a few sweeps over the block."""
+    if np.any(np.all(block, axis=1)):
+        return True  # an output that reads all inputs
     rows, columns = np.any(block, axis=1), np.any(block, axis=0)
     if not np.any(rows):
         return True
@@ -172,11 +174,3 @@ def in_blocks(overlay: Overlay, contractions: Collection[Contraction], nonzero: 
             groups += [choice for choice in (grouped(overlay, c, found),) if choice]
     return apart, groups, counts
 
-
-def falls_apart(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], keep: BoolArray) -> bool:
-    """Whether a contraction has independent blocks among the channels that stay (``keep``: bool [groups])."""
-    for c in channel_map.contractions:
-        block = nonzero[c.node]
-        if c.groups == 1 and not block.all() and not is_connected(block[keep[c.outputs]][:, keep[c.inputs]]):
-            return True
-    return False

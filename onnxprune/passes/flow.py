@@ -19,8 +19,10 @@ weight (a normalisation over them, a product of two activations), every channel 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +37,12 @@ from onnxprune.passes.norms import FloatArray
 
 __all__ = ["Blocks", "Flow", "channel_blocks", "flow", "flow_by_tensor", "picks"]
 
-Blocks = Mapping[int, FloatArray]
-"""Node of a contraction → log norms of its kernel slices, [out, in per group]."""
+Blocks = Mapping[int, FloatArray] | Mapping[int, NDArray[np.bool_]]
+"""Node of a contraction → log norms of its kernel slices, [out, in per group]; or which are there, of weight 0."""
 
+_Block = FloatArray | NDArray[np.bool_]
 _NOTHING = -np.inf
+_CHUNK = 1 << 18  # slices that are looked at together: in the cache, and little memory beside the weights
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,44 @@ class Flow:
         return self.through > _NOTHING
 
 
+@dataclass(frozen=True)
+class _LogNorms(Mapping[int, FloatArray]):
+    """Log norms of kernel slices, computed when they are asked for.
+
+    Those of kernels of several elements are kept, as they cost much more to compute than to hold. Those of matrices are
+    as large as the matrices, and not kept.
+    """
+
+    map: ChannelMap
+    norm: Callable[[ChannelMap, Contraction], FloatArray]
+    held: dict[int, FloatArray] = field(default_factory=dict)
+
+    @cached_property
+    def contraction(self) -> dict[int, Contraction]:
+        return {c.node: c for c in self.map.contractions}
+
+    def __getitem__(self, node: int) -> FloatArray:
+        if node in self.held:
+            return self.held[node]
+        c = self.contraction[node]
+        found = self.norm(self.map, c)
+        with np.errstate(divide="ignore"):
+            np.log(found, out=found)
+        if found.size < math.prod(self.map.shapes.of[self.map.graph.nodes[node].input[c.weight]]):
+            self.held[node] = found
+        return found
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.contraction)
+
+    def __len__(self) -> int:
+        return len(self.contraction)
+
+
 def channel_blocks(channel_map: ChannelMap,
-                   norm: Callable[[ChannelMap, Contraction], FloatArray]) -> dict[int, FloatArray]:  # fmt: skip
+                   norm: Callable[[ChannelMap, Contraction], FloatArray]) -> Mapping[int, FloatArray]:  # fmt: skip
     """Log norms of all kernel slices."""
-    with np.errstate(divide="ignore"):
-        return {c.node: np.log(norm(channel_map, c)) for c in channel_map.contractions}
+    return _LogNorms(channel_map, norm)
 
 
 _MODULES = [module.__name__ for module in (cutting, elementwise, movement, quantization, reshape)]
@@ -305,24 +342,58 @@ class _Engine:
         return all(sum(len(np.unique(ids)) for ids in self._labelled(n)) == len(self.groups(n)) for n in several)
 
 
-def _best_over_inputs(block: FloatArray | None, values: FloatArray, c: Contraction) -> FloatArray:
+def _best_over_inputs(block: _Block | None, values: FloatArray, c: Contraction) -> FloatArray:
     """max over inputs of values[in] + block[out, in], group by group of a grouped convolution."""
     parts = values.reshape(c.groups, 1, -1)
     if block is None:
         return np.repeat(parts.max(axis=2, initial=_NOTHING).ravel(), len(c.outputs) // c.groups)
     if c.groups > 1:
-        return np.asarray((block.reshape(c.groups, -1, block.shape[1]) + parts).max(axis=2, initial=_NOTHING).ravel())
-    return np.asarray((block + values).max(axis=1, initial=_NOTHING))
+        return np.asarray(_joined(block.reshape(c.groups, -1, block.shape[1]), parts).max(axis=2, initial=_NOTHING).ravel())
+    if block.dtype != np.bool_ or not len(values):
+        return _best_of_rows(block, values)
+    best = int(values.argmax())
+    result = np.full(len(block), values[best])
+    others = np.logical_not(block[:, best])  # few, where most slices are there
+    result[others] = _best_of_rows(block[others], values)
+    return result
 
 
-def _best_over_outputs(block: FloatArray | None, values: FloatArray, c: Contraction) -> FloatArray:
+def _best_of_rows(block: _Block, values: FloatArray) -> FloatArray:
+    """max over columns of values[column] + block[row, column], some rows at a time."""
+    step = max(1, _CHUNK // max(1, block.shape[1]))
+    parts = [_joined(block[i : i + step], values).max(axis=1, initial=_NOTHING) for i in range(0, len(block), step)]
+    return np.concatenate([np.zeros(0), *parts])
+
+
+def _joined(block: _Block, values: FloatArray) -> FloatArray:
+    """The value of a path with one more slice."""
+    return np.where(block, values, _NOTHING) if block.dtype == np.bool_ else block + values
+
+
+def _best_over_outputs(block: _Block | None, values: FloatArray, c: Contraction) -> FloatArray:
     """max over outputs of values[out] + block[out, in]."""
     parts = values.reshape(c.groups, -1, 1)
     if block is None:
         return np.repeat(parts.max(axis=1, initial=_NOTHING).ravel(), len(c.inputs) // c.groups)
     if c.groups > 1:
-        return np.asarray((block.reshape(c.groups, -1, block.shape[1]) + parts).max(axis=1, initial=_NOTHING).ravel())
-    return np.asarray((block + values[:, None]).max(axis=0, initial=_NOTHING))
+        return np.asarray(_joined(block.reshape(c.groups, -1, block.shape[1]), parts).max(axis=1, initial=_NOTHING).ravel())
+    if block.dtype != np.bool_ or not len(values):
+        return _best_of_columns(block, values)
+    best = int(values.argmax())
+    result = np.full(block.shape[1], values[best])
+    others = np.logical_not(block[best])
+    result[others] = _best_of_columns(block[:, others], values)
+    return result
+
+
+def _best_of_columns(block: _Block, values: FloatArray) -> FloatArray:
+    """max over rows of values[row] + block[row, column], some rows at a time."""
+    step = max(1, _CHUNK // max(1, block.shape[1]))
+    result = np.full(block.shape[1], _NOTHING)
+    for i in range(0, len(block), step):
+        part = _joined(block[i : i + step], values[i : i + step, None])
+        np.maximum(result, part.max(axis=0, initial=_NOTHING), out=result)
+    return result
 
 
 def _gains(channel_map: ChannelMap) -> dict[int, _Tensor]:

@@ -59,21 +59,25 @@ class Dead:
 
 
 def nonzero_slices(channel_map: ChannelMap) -> dict[int, BoolArray]:
-    """Node of a contraction → which kernel slices are not all zero, bool [out, in per group]."""
-    found = {}
-    for c in channel_map.contractions:
-        w = slices(channel_map, c)
-        flat = w.reshape(*w.shape[:2], -1)
-        found[c.node] = flat[..., 0] != 0
-        for k in range(1, flat.shape[2]):
-            found[c.node] |= flat[..., k] != 0
-    return found
+    """Node of a contraction → which kernel slices are not all zero, bool [out, in per group], read-only.
+
+    Where none is zero, as in most layers, the array is a single number in memory.
+    """
+    return {c.node: _nonzero(slices(channel_map, c)) for c in channel_map.contractions}
 
 
-def signal_blocks(nonzero: Mapping[int, BoolArray]) -> dict[int, FloatArray]:
-    """Edge weights for reachability: 0 for a slice that carries a signal, −∞ for one that does not."""
-    zero, nothing = np.float32(0), np.float32(-np.inf)
-    return {node: np.where(block, zero, nothing) for node, block in nonzero.items() if not block.all()}
+def _nonzero(w: FloatArray) -> BoolArray:
+    flat = w.reshape(*w.shape[:2], -1)
+    found = np.asarray(flat[..., 0] != 0) if flat.shape[2] else np.zeros(w.shape[:2], np.bool_)
+    if flat.shape[2] > 1:
+        unsure = ~found
+        found[unsure] = np.any(flat[unsure] != 0, axis=1)
+    return np.broadcast_to(np.True_, w.shape[:2]) if found.all() else found
+
+
+def signal_blocks(nonzero: Mapping[int, BoolArray]) -> dict[int, BoolArray]:
+    """The edges that carry a signal, as ``flow`` wants them: contractions of which all do are left out."""
+    return {node: block for node, block in nonzero.items() if not block.all()}
 
 
 def dead_groups(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], *, merge: bool = True,

@@ -24,7 +24,7 @@ from onnx import ModelProto, NodeProto
 from onnxprune.channels import ChannelMap, Contraction
 from onnxprune.graph import attribute, is_named
 from onnxprune.measure import count_weights
-from onnxprune.passes.blocks import falls_apart, in_blocks
+from onnxprune.passes.blocks import in_blocks, is_connected
 from onnxprune.passes.columns import in_columns
 from onnxprune.passes.latency import Target
 from onnxprune.passes.overlaid import written
@@ -60,12 +60,13 @@ def can_narrow(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], keep: 
     """Whether any contraction has an input that stays (``keep``: bool [groups]) and that it has no kernels for, or falls
     apart."""
     for c in channel_map.contractions:
-        block, stays = nonzero[c.node], keep[c.outputs]
-        if c.groups > 1 or block.all() or not np.any(stays):
-            continue
-        if not np.all(np.any(block[stays], axis=0)[keep[c.inputs]]):
+        block, outputs = nonzero[c.node], keep[c.outputs]
+        if c.groups > 1 or not np.any(outputs) or np.any(np.all(block, axis=1) & outputs):
+            continue  # an output that reads all inputs joins them
+        rest = block[outputs][:, keep[c.inputs]]
+        if not np.all(np.any(rest, axis=0)) or not is_connected(rest):
             return True
-    return falls_apart(channel_map, nonzero, keep)
+    return False
 
 
 def narrow(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], mode: Restructure = "auto",
