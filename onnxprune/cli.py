@@ -174,6 +174,12 @@ def _same(a: Path, b: Path) -> bool:
     show_default=True,
     help="Let layers read only the channels they have kernels for: auto where it pays.",
 )
+@click.option(
+    "--norm-grid",
+    type=int,
+    metavar="N",
+    help="Frequencies per axis that operator norms look at; default: as many as keep their error below 1 %.",
+)
 @click.option("--plan", "plan_file", type=_PATH, help="Apply this plan instead of choosing.")
 @click.option("--save-plan", type=_PATH, help="Write the plan as JSON.")
 @click.option("--emit-masked", type=_PATH, help="Write the masked reference that the result must agree with.")

@@ -52,6 +52,7 @@ from onnxprune.verify import Verification, rounding, squashed_tensors, verify
 __all__ = ["Options", "Result", "Sizes", "map_channels", "method_names", "prune", "reach", "sizes"]
 
 _IN_MEMORY = 1_500_000_000  # bytes of weights up to which a model is handed to ONNX Runtime as a message (limit: 2 GB)
+_LEAST_GRID, _LARGEST_GRID = 2, 1024  # points per axis: from no frequency but 0 and the highest to far beyond need
 _ROUNDING = 4.0  # times what the runtime itself rounds that still counts as rounding
 
 Progress = Callable[[str], None]
@@ -75,6 +76,7 @@ class Options:
     ``keep``: patterns of node and tensor names whose channels are left alone.
     ``align``: None is ``auto`` with a sparsity; in lossless mode everything dead goes.
     ``restructure``: whether layers read only the channels they have kernels for: where it pays, always or never.
+    ``norm_grid``: frequencies per axis that operator norms look at; None: as many as keep the error below 1 %.
     """
 
     sparsity: float | None = None
@@ -87,6 +89,7 @@ class Options:
     seed: int = 0
     provider: Provider = "auto"
     restructure: Restructure = "auto"
+    norm_grid: int | None = None
 
     def check(self) -> None:
         """Raises UsageError for values out of range."""
@@ -96,6 +99,11 @@ class Options:
             raise UsageError(f"measure is '{self.measure}', expected one of {', '.join(MEASURES)}")
         if self.restructure not in get_args(Restructure):
             raise UsageError(f"restructure is '{self.restructure}', expected one of {', '.join(get_args(Restructure))}")
+        if self.norm_grid is not None and not _LEAST_GRID <= self.norm_grid <= _LARGEST_GRID:
+            raise UsageError(
+                f"norm grid is {self.norm_grid}, expected {_LEAST_GRID} to {_LARGEST_GRID} points per axis; "
+                "without it, as many as keep the error of a norm below 1 %"
+            )
         if self.granularity not in _METHODS:
             raise UsageError(f"granularity is '{self.granularity}', expected one of {', '.join(_METHODS)}")
         if not any(self.method in methods for methods in _METHODS.values()):
@@ -203,6 +211,7 @@ def prune(
     align: str | None = None,
     allow_renorm: bool = False,
     restructure: Restructure = "auto",
+    norm_grid: int | None = None,
     seed: int = 0,
     plan: Plan | None = None,
     check: bool = True,
@@ -226,6 +235,8 @@ def prune(
         allow_renorm: also prune channels that a normalisation runs over (not exact; without a sparsity, ignored).
         restructure: let layers read only the channels they have kernels for: ``auto`` where it pays, ``always``
             wherever it can be done, ``never``.
+        norm_grid: frequencies per axis that operator norms (of ``lean``, ``lean-anchored``, ``sv``) look at; None: as
+            many as keep the error below 1 %.
         seed: of ``random`` and of the inputs that verification feeds.
         plan: apply this instead of choosing.
         check: run the reference and the pruned model and compare.
@@ -250,7 +261,7 @@ def prune(
         folder = source.folder
     proto = model if isinstance(model, ModelProto) else source.proto  # type: ignore[union-attr]
     options = Options(sparsity, measure, method, granularity, tuple(keep), align, allow_renorm, seed, provider,
-                      restructure)  # fmt: skip
+                      restructure, norm_grid)  # fmt: skip
     options = options if plan is None else _as_planned(options, plan)
     if options.sparsity is None:  # a normalisation over fewer channels is not what the original computes
         options = replace(options, allow_renorm=False)
@@ -353,7 +364,7 @@ def _chosen_kernels(kernels: Kernels, options: Options) -> Fitted:
         return float(getattr(after, options.measure))
 
     budget = Budget(options.measure, options.sparsity, size, float(getattr(before, options.measure)))
-    selection = KERNEL_METHODS[options.method](options.seed).selection(kernels)
+    selection = KERNEL_METHODS[options.method](options.seed, options.norm_grid).selection(kernels)
     return within_budget(kernels, selection, budget)
 
 
@@ -424,7 +435,7 @@ def _choose(
         keep = _aligned(original, dead.keep, options)
         return keep, plan_of(original, keep, ~dead.keep, base)
     with clock("scoring"):
-        method = METHODS[options.method](options.seed)
+        method = METHODS[options.method](options.seed, options.norm_grid)
         scores = np.where(dead.keep, method.scores(channel_map), -np.inf)
     with clock("selecting"):
         keep = _selected(channel_map, dead, blocks, scores, options, original)

@@ -111,6 +111,8 @@ USAGE: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown provider": (("--provider", "tpu"), "'tpu'"),
     "unknown granularity": (("-s", "0.5", "--granularity", "weight"), "'weight'"),
     "alignment": (("-s", "0.5", "--align", "odd"), "expected auto, none or a positive number"),
+    "norm grid of one point": (("-s", "0.5", "--norm-grid", "1"), "expected 2 to 1024 points"),
+    "norm grid of letters": (("-s", "0.5", "--norm-grid", "fine"), "'fine'"),
     "keep nothing": (("-s", "0.5", "--keep", "no_such_layer*"), "matches no node or tensor"),
     "shape without a name": (("--shape", "1,3,224,224"), "NAME=SIZE"),
     "shape of letters": (("--shape", "x=a,b"), "NAME=SIZE"),

@@ -407,3 +407,17 @@ def test_random_models_have_slices_to_cut() -> None:
     """The property would be empty if there were none."""
     cut = [assert_exact_without(random_model(seed), 0.8, seed) for seed in range(40)]
     assert sum(count > 0 for count in cut) > 30
+
+
+@pytest.mark.parametrize("granularity", ["channel", "kernel"])
+def test_the_grid_of_the_norms_may_be_asked_for(models: Path, granularity: str) -> None:
+    """On 2 points per axis other channels and slices are the strongest."""
+    path = models / "resnet_digits.onnx"
+    options: dict[str, Any] = {"granularity": granularity, "measure": "kernels", "check": False}
+    coarse, usual, fine, again = (
+        onnxprune.prune(path, sparsity=0.5, norm_grid=n, **options).plan.to_json() for n in (2, None, 256, 256)
+    )
+    assert coarse != usual
+    assert fine == again
+    with pytest.raises(onnxprune.UsageError, match="norm grid is 2000"):
+        onnxprune.prune(path, sparsity=0.5, norm_grid=2000, **options)

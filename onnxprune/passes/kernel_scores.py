@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -44,9 +45,11 @@ class KernelMethod(Protocol):
 
 @dataclass(frozen=True)
 class _OneByOne:
-    """The strongest slices stay, whatever becomes of the others. ``seed``: of ``random`` alone."""
+    """The strongest slices stay, whatever becomes of the others. ``seed``: of ``random`` alone; ``norm_grid``: of
+    ``sv`` alone (see ``operator_norms``)."""
 
     seed: int = 0
+    norm_grid: int | None = None
 
     def scores(self, channel_map: ChannelMap, c: Contraction) -> FloatArray:
         """Score per kernel slice, [out, in per group]; higher is kept."""
@@ -95,7 +98,7 @@ class OperatorNorm(_OneByOne):
     name: ClassVar[str] = "sv"
 
     def scores(self, channel_map: ChannelMap, c: Contraction) -> FloatArray:
-        return operator_block(channel_map, c).astype(np.float64)
+        return operator_block(channel_map, c, self.norm_grid).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -154,10 +157,11 @@ class Lean:
     """
 
     seed: int = 0
+    norm_grid: int | None = None
     name: ClassVar[str] = "lean"
 
     def selection(self, kernels: Kernels) -> Selection:
-        weights = _chain_weights(kernels)
+        weights = _chain_weights(kernels, self.norm_grid)
         ranked: dict[int, dict[int, FloatArray]] = {}  # by how many slices: a search asks for several numbers
 
         def select(count: int) -> EdgeMask:
@@ -184,10 +188,11 @@ class AnchoredLean:
     """LEAN with chains that all run from a model input to a model output."""
 
     seed: int = 0
+    norm_grid: int | None = None
     name: ClassVar[str] = "lean-anchored"
 
     def selection(self, kernels: Kernels) -> Selection:
-        weights = _chain_weights(kernels)
+        weights = _chain_weights(kernels, self.norm_grid)
 
         def select(count: int) -> EdgeMask:
             kept = anchored_edges(kernels.graph, weights, count - kernels.fixed, exceed=False)
@@ -200,9 +205,9 @@ class AnchoredLean:
         return Selection(select, kernels.fixed)
 
 
-def _chain_weights(kernels: Kernels) -> dict[int, NDArray[np.float64]]:
+def _chain_weights(kernels: Kernels, norm_grid: int | None) -> dict[int, NDArray[np.float64]]:
     """Log of operator norm times gain, −∞ for slices that are zero."""
-    return log_weights(kernels.graph, _scored(kernels, operator_block))
+    return log_weights(kernels.graph, _scored(kernels, partial(operator_block, grid=norm_grid)))
 
 
 @dataclass(frozen=True)
@@ -210,6 +215,7 @@ class Topology:
     """Normalised magnitude, every slice on a kept path, every output reached (after Sahbi 2022)."""
 
     seed: int = 0
+    norm_grid: int | None = None
     name: ClassVar[str] = "topology"
 
     def selection(self, kernels: Kernels) -> Selection:
@@ -228,7 +234,7 @@ def _connected(kernels: Kernels, scores: Mapping[int, FloatArray]) -> Connected:
     return Connected(kernels.graph, strength, frozenset(set(strength) - set(leader)), leader)
 
 
-KERNEL_METHODS: dict[str, Callable[[int], KernelMethod]] = {
+KERNEL_METHODS: dict[str, Callable[[int, int | None], KernelMethod]] = {
     "lean": Lean,
     "lean-anchored": AnchoredLean,
     "topology": Topology,
@@ -237,4 +243,4 @@ KERNEL_METHODS: dict[str, Callable[[int], KernelMethod]] = {
     "sv": OperatorNorm,
     "random": Random,
 }
-"""Method name → constructor from a seed."""
+"""Method name → constructor from a seed and the grid of operator norms."""

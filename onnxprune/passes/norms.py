@@ -7,13 +7,8 @@ apart (dilation) fall into s/gcd(s, d) phases only; otherwise dilation rescales 
 over all of them as it is. A transposed convolution is the adjoint of one with the same kernel and stride, and has the
 same norm. A 1×1 kernel or a matrix entry has norm |w|.
 
-The squared magnitude is a cosine series in the slice's autocorrelation r, so that no complex numbers are needed:
-
-    |ŵ(ω)|² = Σ over lags d of r[d]·cos(ω·d),   r[d] = Σₓ w[x]·w[x + d]
-
-The maximum is taken on a grid. On n points per axis, a kernel of extent k is underestimated by at most
-1 − cos(π(k−1)/(2n)) per axis, so n = 16·(k−1) keeps the error below 0.5 % per axis. All slices of a layer are evaluated
-at once, as the product of their autocorrelations with the (small) cosine matrix of the grid.
+The maximum is taken on a grid of frequencies; by default, one on which it is underestimated by less than 1 % (see
+``onnxprune.passes.spectra``, which evaluates all slices of a layer at once).
 """
 
 from __future__ import annotations
@@ -29,6 +24,7 @@ from numpy.typing import NDArray
 from onnxprune.channels import ChannelMap, Contraction
 from onnxprune.graph import attribute
 from onnxprune.ops.recurrent import GATES
+from onnxprune.passes.spectra import default_points, largest_energy
 from onnxprune.quantised import real_values
 
 __all__ = ["NORMS", "FloatArray", "frobenius_block", "l1_block", "laid_out", "nuclear_block", "operator_block",
@@ -36,8 +32,6 @@ __all__ = ["NORMS", "FloatArray", "frobenius_block", "l1_block", "laid_out", "nu
 
 FloatArray = NDArray[np.floating]
 Number = TypeVar("Number", bound=np.generic)
-
-_CHUNK = 1 << 22  # numbers in a block of transformed slices: bounds the memory, and is enough work for a BLAS call
 
 
 def slices(channel_map: ChannelMap, c: Contraction) -> FloatArray:
@@ -119,62 +113,17 @@ def operator_norms(w: FloatArray, strides: list[int] | None = None, grid: int | 
         return np.abs(w.reshape(w.shape[:2]))
     apart = dilations or [1] * len(kernel)
     steps = [s // gcd(s, d) for s, d in zip(strides or [1] * len(kernel), apart, strict=True)]
-    extents = tuple(ceil(k / s) for k, s in zip(kernel, steps, strict=True))
-    lags = _lags(extents)
-    correlation = np.zeros((len(lags), w.shape[0] * w.shape[1]), w.dtype)
-    for phase in product(*(range(min(s, k)) for s, k in zip(steps, kernel, strict=True))):
-        part = w[(slice(None), slice(None), *(slice(p, None, s) for p, s in zip(phase, steps, strict=True)))]
-        _add_autocorrelation(correlation, part.reshape(-1, *part.shape[2:]), lags)
-    # How many samples of the output apart the elements of a phase are.
+    extents = [ceil(k / s) for k, s in zip(kernel, steps, strict=True)]
+    # How many samples of the output apart the elements of a phase are: on a grid that is asked for, they see every so
+    # many-th frequency only.
     spread = [d // gcd(s, d) for s, d in zip(strides or [1] * len(kernel), apart, strict=True)]
-    energy = _largest(correlation, _cosines(extents, lags, grid, spread).astype(w.dtype))
-    return np.sqrt(np.maximum(energy, 0)).reshape(w.shape[:2])
-
-
-def _lags(extents: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """One of each pair of opposite lags; the zero lag first."""
-    every = product(*(range(1 - k, k) for k in extents))
-    return sorted(lag for lag in every if lag >= (0,) * len(extents))
-
-
-def _add_autocorrelation(total: FloatArray, rows: FloatArray, lags: list[tuple[int, ...]]) -> None:
-    """Add r[lag] of every row [slices, k…] to ``total`` [lags, slices]; lags of a pair count twice."""
-    for i, lag in enumerate(lags):
-        if any(abs(d) >= k for d, k in zip(lag, rows.shape[1:], strict=True)):
-            continue
-        here = tuple(slice(max(0, -d), k - max(0, d)) for d, k in zip(lag, rows.shape[1:], strict=True))
-        there = tuple(slice(max(0, d), k - max(0, -d)) for d, k in zip(lag, rows.shape[1:], strict=True))
-        pair = rows[(slice(None), *here)] * rows[(slice(None), *there)]
-        total[i] += pair.reshape(len(rows), -1).sum(axis=1) * (2 if any(lag) else 1)
-
-
-def _cosines(extents: tuple[int, ...], lags: list[tuple[int, ...]], grid: int | None, spread: list[int]) -> FloatArray:
-    """cos(ω·d) for every lag d and grid point ω, [lags, points]; half the grid suffices, as the cosine is even.
-
-    On a grid that is asked for, elements ``spread`` apart see every ``spread``-th frequency: n/gcd(n, spread) of them.
-    """
-    given = [(grid or 1) // gcd(grid or 1, apart) for apart in spread]
-    points = [n if grid else max(1, 16 * (k - 1)) for n, k in zip(given, extents, strict=True)]
-    axes = [np.arange(n // 2 + 1 if a == 0 else n) / n for a, n in enumerate(points)]
-    mesh = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(extents))
-    return np.asarray(np.cos(2 * np.pi * np.array(lags, np.float64) @ mesh.T))
-
-
-def _largest(correlation: FloatArray, cosines: FloatArray) -> FloatArray:
-    """max over grid points of correlation.T @ cosines, a cache-sized block of slices at a time."""
-    result = np.empty(correlation.shape[1], correlation.dtype)
-    step = max(1, _CHUNK // cosines.shape[1])
-    block = np.empty((step, cosines.shape[1]), correlation.dtype)
-    for start in range(0, len(result), step):
-        rows = correlation[:, start : start + step].T
-        np.matmul(rows, cosines, out=block[: len(rows)])
-        block[: len(rows)].max(axis=1, out=result[start : start + step])
-    return result
-
-
-def error_bound(kernel: tuple[int, ...], points: list[int]) -> float:
-    """Largest relative underestimate of ``operator_norms`` on a grid of ``points`` per axis."""
-    return 1 - float(np.prod([np.cos(np.pi * (k - 1) / (2 * n)) for k, n in zip(kernel, points, strict=True)]))
+    points = [grid // gcd(grid, apart) for apart in spread] if grid else default_points(extents)
+    rows = w.reshape(-1, *kernel)
+    phases = [
+        rows[(slice(None), *(slice(p, None, s) for p, s in zip(phase, steps, strict=True)))]
+        for phase in product(*(range(min(s, k)) for s, k in zip(steps, kernel, strict=True)))
+    ]
+    return np.sqrt(np.maximum(largest_energy(phases, points), 0)).reshape(w.shape[:2])
 
 
 NORMS: dict[str, Callable[[ChannelMap, Contraction], FloatArray]] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -39,12 +40,15 @@ class Lean:
     unit, the order in which such paths first touch channels is the order of the best path *through* each channel, which
     one forward and one backward longest-path pass give for all channels. Keeping the best is topologically consistent
     by itself: every channel on a channel's best path scores at least as high.
+
+    ``norm_grid``: see ``operator_norms``.
     """
 
+    norm_grid: int | None = None
     name: ClassVar[str] = "lean"
 
     def scores(self, channel_map: ChannelMap) -> FloatArray:
-        found = flow(channel_map, channel_blocks(channel_map, operator_block))
+        found = flow(channel_map, channel_blocks(channel_map, partial(operator_block, grid=self.norm_grid)))
         ranked = np.where(_ranked(channel_map), found.through, np.inf)
         return np.asarray(ranked, np.float64)
 
@@ -115,9 +119,9 @@ def _energies(w: FloatArray, groups: int) -> tuple[FloatArray, FloatArray]:
     return block.sum(axis=1, dtype=np.float64), by_input.astype(np.float64)
 
 
-METHODS: dict[str, Callable[[int], Method]] = {
-    "lean": lambda seed: Lean(),
-    "magnitude": lambda seed: Magnitude(),
-    "random": lambda seed: Random(seed),
+METHODS: dict[str, Callable[..., Method]] = {
+    "lean": lambda _seed, norm_grid=None: Lean(norm_grid),
+    "magnitude": lambda _seed, _norm_grid=None: Magnitude(),
+    "random": lambda seed, _norm_grid=None: Random(seed),
 }
-"""Method name → constructor from a seed."""
+"""Method name → constructor from a seed and, if one is asked for, the grid of operator norms."""
