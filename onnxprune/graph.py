@@ -72,10 +72,10 @@ def constant_of(node: NodeProto) -> TensorProto | None:
     if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or not node.output or len(node.attribute) != 1:
         return None
     held = node.attribute[0]
-    if held.name == "value":
+    if held.name == "value" and held.type == AttributeProto.TENSOR:
         tensor: TensorProto = held.t
         return tensor
-    if held.name not in _FIELDS:
+    if held.name not in _FIELDS or held.ref_attr_name:  # inside a function, an attribute of its calls
         return None
     value = onnx.helper.get_attribute_value(held)
     dims = [] if held.name in ("value_float", "value_int") else [len(value)]

@@ -35,7 +35,7 @@ from onnxprune.errors import ModelError, UsageError
 from onnxprune.files.data_file import write_data
 from onnxprune.files.external_data import DataFiles
 from onnxprune.files.node_order import arrange
-from onnxprune.files.outline import outline_of
+from onnxprune.files.outline import outline_of, places_of
 from onnxprune.files.staging import commit, flush, reporting, staging_folder
 from onnxprune.files.tensor_bytes import check_tensor, raw_size, tensors
 from onnxprune.files.wire_format import fields, raw_lengths
@@ -170,7 +170,9 @@ def save(
     """Write a model, whole or not at all; ``proto`` is left as it is.
 
     With external data in the source, or beyond protobuf's 2 GB, weights go to ``OUT.data`` beside OUT: what
-    is in memory from ``proto``, what still refers to the files of the source from there.
+    is in memory from ``proto``, what still refers to the files of the source from there. What the source has
+    inside its model file stays inside, what it has outside stays outside, and an untouched model keeps all places
+    in its data file.
 
     Args:
         proto: the model; may hold tensors that refer to the source's external data.
@@ -190,7 +192,7 @@ def save(
         with reporting(out):
             _check_place(out, source)
             staging = stack.enter_context(staging_folder(out))
-            staged = _write(proto, staging / out.name, source.folder if source else None)
+            staged = _write(proto, staging / out.name, source)
         if check is not None:
             check(staged[0])
         with reporting(out):
@@ -233,18 +235,20 @@ def _check_place(out: Path, source: LoadedModel | None) -> None:
                 )
 
 
-def _write(proto: ModelProto, staged: Path, folder: Path | None) -> list[Path]:
-    """The model at ``staged``, its data beside it. ``folder``: the source's, where it has external data."""
+def _write(proto: ModelProto, staged: Path, source: LoadedModel | None) -> list[Path]:
+    """The model at ``staged``, its data beside it. What the source has inside stays there, if it has data outside."""
+    folder = source.folder if source else None
     inside = folder is None and not any(map(uses_external_data, tensors(proto)))
     if inside and sum(map(raw_size, tensors(proto))) <= _INSIDE_LIMIT:
         _write_message(proto, staged)
         return [staged]
-    outline, moved = outline_of(proto)
+    outline, moved = outline_of(proto, places_of(source.proto) if source and folder else None)
     lost = next((t.name for t, _ in moved if folder is None and uses_external_data(t)), None)
     if lost is not None:
         raise ModelError(f"tensor {lost!r} is in another file; say of which loaded model (source)")
     if moved:
-        write_data(moved, _data_path(staged), DataFiles(folder or staged.parent))
+        untouched = source is not None and len(source.data_files) == 1 and proto == source.proto
+        write_data(moved, _data_path(staged), DataFiles(folder or staged.parent), in_place=untouched)
     _write_message(outline, staged)
     return [staged, _data_path(staged)] if moved else [staged]
 

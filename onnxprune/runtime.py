@@ -149,6 +149,7 @@ def open_session(
         ModelError: ONNX Runtime cannot load the model.
     """
     providers = resolve_provider(provider, tf32=tf32)
+    folder = None if isinstance(model, str | Path) else folder
     session = _create(_loadable(model, folder), providers, _options(threads, optimize, folder))
     if not any(0 in value.shape for value in session.get_inputs()):
         return session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import subprocess
@@ -307,6 +308,12 @@ def test_ranges_of_external_data(tmp_path: Path, offset: object, length: object,
     refuse(model, tmp_path, reason)
 
 
+def test_places_of_external_data_are_said_once(tmp_path: Path) -> None:
+    model = onnx.load(external_model(tmp_path, weights_of()), load_external_data=False)
+    model.graph.initializer[1].external_data.add(key="location", value="/etc/passwd")
+    refuse(model, tmp_path, "'w1' says twice where")
+
+
 def test_external_data_without_offset_and_length(tmp_path: Path) -> None:
     model = onnx.load(external_model(tmp_path, weights_of(1)), load_external_data=False)
     del model.graph.initializer[0].external_data[1:]
@@ -420,19 +427,60 @@ def test_external_data_round_trip(tmp_path: Path) -> None:
     assert list(found) == list(expected)
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
     stored = onnx.load(out, load_external_data=False).graph.initializer
-    assert [uses_external_data(tensor) for tensor in stored] == [True, True, False, True, True]
+    assert all(uses_external_data(tensor) for tensor in stored)
     entries = [{e.key: e.value for e in tensor.external_data} for tensor in stored if tensor.external_data]
-    assert [int(e["offset"]) for e in entries] == [0, 2048, 0, 4096]
-    assert (tmp_path / "out.onnx.data").stat().st_size == 3 * 4 * WIDTH
+    assert [int(e["offset"]) for e in entries] == [0, 2048, 4096, 0, 4160]
+    assert (tmp_path / "out.onnx.data").stat().st_size == 4160 + 4 * WIDTH
     assert load(out).folder == tmp_path
+
+
+def test_an_untouched_model_keeps_its_layout(tmp_path: Path) -> None:
+    """Which tensors are inside, which keys are given, and every place in the data file."""
+    model = onnx.load(external_model(tmp_path, weights_of(3)), load_external_data=False)
+    content = (tmp_path / "weights.bin").read_bytes()
+    first, last, third = model.graph.initializer
+    (tmp_path / "weights.bin").write_bytes(b"head" + content[4 * WIDTH :] + b"gap" + content[: 4 * WIDTH])
+    refer(third, "weights.bin", 4 + 4 * WIDTH, 4 * WIDTH)
+    refer(first, "weights.bin", 4 + 8 * WIDTH + 3, 4 * WIDTH)
+    del first.external_data[2:]
+    refer(last, "weights.bin", 4, 4 * WIDTH)
+    last.external_data.add(key="checksum", value="0" * 40)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(WIDTH, np.float32), "inside"))
+    source = load(write(model, tmp_path / "model.onnx"))
+    save(source.proto, tmp_path / "out.onnx", source=source)
+    stored = onnx.load(tmp_path / "out.onnx", load_external_data=False)
+    for tensor in stored.graph.initializer:
+        if tensor.external_data:
+            assert tensor.external_data[0].value == "out.onnx.data"
+            tensor.external_data[0].value = "weights.bin"
+    assert stored == model
+    found = (tmp_path / "out.onnx.data").read_bytes()
+    assert found[4 : 4 + 8 * WIDTH] == content[4 * WIDTH :]
+    assert found[4 + 8 * WIDTH + 3 :] == content[: 4 * WIDTH]
+
+
+def test_what_is_inside_stays_inside(tmp_path: Path) -> None:
+    """Beside external data, and whatever leaves: only what is new, or was outside, goes out."""
+    model = onnx.load(external_model(tmp_path, weights_of(2)), load_external_data=False)
+    ones = numpy_helper.from_array(np.ones(WIDTH, np.float32), "inside")
+    model.graph.initializer.append(ones)
+    model.graph.node.add(op_type="Constant", output=["k"]).attribute.append(helper.make_attribute("value", ones))
+    source = load(write(model, tmp_path / "model.onnx"))
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones(WIDTH - 4, np.float32), "w0"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(WIDTH, np.float32), "new"))
+    save(model, tmp_path / "out.onnx", source=source)
+    stored = onnx.load(tmp_path / "out.onnx", load_external_data=False).graph
+    assert {t.name for t in stored.initializer if uses_external_data(t)} == {"w0", "w1", "new"}
+    assert not uses_external_data(stored.node[1].attribute[0].t)
 
 
 def test_large_tensors_begin_at_a_page(tmp_path: Path) -> None:
     source = load(external_model(tmp_path, weights_of(1)))
+    model = copy.deepcopy(source.proto)
     for name in ("large", "small"):
         values = np.zeros(2**18 if name == "large" else WIDTH, np.float32)
-        source.proto.graph.initializer.append(numpy_helper.from_array(values, name))
-    save(source.proto, tmp_path / "out.onnx", source=source)
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    save(model, tmp_path / "out.onnx", source=source)
     stored = onnx.load(tmp_path / "out.onnx", load_external_data=False).graph.initializer
     assert [int(tensor.external_data[1].value) for tensor in stored] == [0, 4096, 4096 + 2**20]
 
@@ -450,8 +498,9 @@ def test_external_data_in_constants_and_bodies(tmp_path: Path) -> None:
         tensor.dims[0] = WIDTH
         refer(tensor, "weights.bin", 0, 4 * WIDTH)
     source = load(write(model, tmp_path / "model.onnx"))
-    source.proto.graph.node[0].attribute[0].t.CopyFrom(numpy_helper.from_array(values * 2, ""))
-    save(source.proto, tmp_path / "out.onnx", source=source)
+    model = copy.deepcopy(source.proto)
+    model.graph.node[0].attribute[0].t.CopyFrom(numpy_helper.from_array(values * 2, ""))
+    save(model, tmp_path / "out.onnx", source=source)
     (tmp_path / "weights.bin").unlink()
     assert (tmp_path / "out.onnx").stat().st_size < 2048
     session = ort.InferenceSession(str(tmp_path / "out.onnx"), providers=["CPUExecutionProvider"])

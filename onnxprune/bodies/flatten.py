@@ -17,8 +17,8 @@ from itertools import count
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from onnxprune.bodies.markers import BEGIN, END, FORMAL, RESULT, states
-from onnxprune.bodies.select import select
 from onnxprune.graph import attribute, subgraphs
+from onnxprune.messages import select, without
 
 __all__ = ["flatten", "has_bodies"]
 
@@ -289,13 +289,13 @@ def _captured(node: NodeProto) -> Iterator[str]:
 
 def _without_nodes(model: ModelProto) -> ModelProto:
     """The model but for the nodes of its main graph."""
-    result = select(model, [d.name for d, _ in model.ListFields() if d.name != "graph"])
-    result.graph.CopyFrom(select(model.graph, [d.name for d, _ in model.graph.ListFields() if d.name != "node"]))
+    result = without(model, "graph")
+    result.graph.CopyFrom(without(model.graph, "node"))
     return result
 
 
 def _without_bodies(node: NodeProto) -> NodeProto:
-    result = select(node, [d.name for d, _ in node.ListFields() if d.name != "attribute"])
+    result = without(node, "attribute")
     for held in node.attribute:
         if held.type == AttributeProto.GRAPH:
             result.attribute.append(select(held, ["name", "type", "doc_string", "ref_attr_name"]))

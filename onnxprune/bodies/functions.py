@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator
 import onnx
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, inliner
 
-from onnxprune.bodies.select import select
 from onnxprune.graph import constant_of, subgraphs
 from onnxprune.measure import count_weights, is_weight
+from onnxprune.messages import without
 
 __all__ = ["MOST_NODES", "inline", "is_call", "unfolded_nodes"]
 
@@ -114,16 +114,16 @@ def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
 
 def _without_data(model: ModelProto) -> ModelProto:
     """The model with the names of its initializers alone."""
-    light = select(model, [d.name for d, _ in model.ListFields() if d.name != "graph"])
-    light.graph.CopyFrom(select(model.graph, [d.name for d, _ in model.graph.ListFields() if d.name != "initializer"]))
+    light = without(model, "graph")
+    light.graph.CopyFrom(without(model.graph, "initializer"))
     light.graph.initializer.extend(TensorProto(name=t.name, data_type=t.data_type) for t in model.graph.initializer)
     return light
 
 
 def _with_data(inlined: ModelProto, model: ModelProto) -> ModelProto:
     """The inlined nodes in a model that is otherwise as it was."""
-    result = select(model, [d.name for d, _ in model.ListFields() if d.name not in ("graph", "functions")])
-    result.graph.CopyFrom(select(model.graph, [d.name for d, _ in model.graph.ListFields() if d.name != "node"]))
+    result = without(model, "graph", "functions")
+    result.graph.CopyFrom(without(model.graph, "node"))
     result.graph.node.extend(inlined.graph.node)
     left = {_key(function) for function in inlined.functions} | _uncalled(model)
     result.functions.extend(function for function in model.functions if _key(function) in left)

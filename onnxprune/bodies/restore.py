@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from onnxprune.bodies.markers import BEGIN, END, FORMAL, RESULT, is_marker, number, states
-from onnxprune.bodies.select import select
 from onnxprune.graph import subgraphs
+from onnxprune.messages import without
 
 __all__ = ["restore"]
 
@@ -180,9 +180,8 @@ class _Restorer:
 
     def _written(self, nodes: Sequence[NodeProto]) -> ModelProto:
         source = self.flat.graph
-        result = select(self.flat, [d.name for d, _ in self.flat.ListFields() if d.name != "graph"])
-        apart = ("node", "initializer", "sparse_initializer", "value_info")
-        result.graph.CopyFrom(select(source, [d.name for d, _ in source.ListFields() if d.name not in apart]))
+        result = without(self.flat, "graph")
+        result.graph.CopyFrom(without(source, "node", "initializer", "sparse_initializer", "value_info"))
         result.graph.node.extend(nodes)
         inside = {name for body in self.bodies.values() for name in (*body.initializers, *body.sparse)}
         result.graph.initializer.extend(tensor for tensor in source.initializer if tensor.name not in inside)

@@ -5,7 +5,7 @@ Format: https://github.com/onnx/onnx/blob/main/docs/ExternalData.md
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,10 +25,13 @@ _BLOCK = 8 * 2**20
 """Bytes copied at a time."""
 
 
-def write_data(moved: Iterable[tuple[TensorProto, TensorProto]], path: Path, files: DataFiles) -> None:
+def write_data(
+    moved: Iterable[tuple[TensorProto, TensorProto]], path: Path, files: DataFiles, *, in_place: bool = False
+) -> None:
     """Write the numbers of each tensor one after another, and note in its copy where they are.
 
-    Tensors that shared a range of the source's data go on sharing one.
+    Tensors that shared a range of the source's data go on sharing one. ``in_place``: all of them lie in one file of the
+    source, and keep their places.
     """
     written: dict[Range, int] = {}
     end = 0
@@ -36,16 +39,19 @@ def write_data(moved: Iterable[tuple[TensorProto, TensorProto]], path: Path, fil
         for source, target in moved:
             held = files.range_of(source) if uses_external_data(source) else None
             size = raw_size(source)
+            if held and in_place:
+                end = held.offset
             offset = written.get(held) if held else None
             if offset is None:
-                step = _PAGE if size >= _LARGE else _LINE
+                step = 1 if in_place else _PAGE if size >= _LARGE else _LINE
                 offset = -(-end // step) * step
                 data.seek(offset)
                 _write_numbers(source, held, data)
                 end = offset + size
             if held:
                 written[held] = offset
-            _refer(source, target, path.name, offset, size)
+            place: dict[str, object] = {"location": path.name}
+            _refer(source, target, place if in_place else {**place, "offset": offset, "length": size})
         flush(data)
 
 
@@ -72,9 +78,11 @@ def _copy_range(held: Range, data: BinaryIO) -> None:
             left -= len(block)
 
 
-def _refer(source: TensorProto, target: TensorProto, location: str, offset: int, length: int) -> None:
-    """Declare where the numbers are. A checksum stays with numbers that do."""
+def _refer(source: TensorProto, target: TensorProto, place: Mapping[str, object]) -> None:
+    """Declare where the numbers are. What else was declared, such as a checksum, stays with numbers that do."""
     target.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
-        target.external_data.add(key=key, value=value)
-    target.external_data.extend(entry for entry in source.external_data if entry.key == "checksum")
+    target.external_data.extend(source.external_data)
+    held = {entry.key: entry for entry in target.external_data}
+    for key, value in place.items():
+        entry = held.get(key) or target.external_data.add(key=key)
+        entry.value = str(value)

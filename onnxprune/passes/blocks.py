@@ -23,8 +23,9 @@ from scipy.sparse.csgraph import connected_components
 
 from onnxprune.channels import Contraction
 from onnxprune.graph import attribute
+from onnxprune.messages import set_attributes
 from onnxprune.ops.parts import IntArray
-from onnxprune.passes.overlay import Overlay, Part, set_attributes
+from onnxprune.passes.overlay import Overlay, Part
 from onnxprune.passes.settle import Choice
 
 __all__ = ["Block", "blocks_of", "in_blocks", "is_connected"]

@@ -26,8 +26,19 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from onnxprune.channels import ChannelMap, Contraction, Ids
 from onnxprune.graph import Edge, attribute, constant_of
-from onnxprune.passes.constants import CONSTANT, LIVE, MAP, ZERO, Carried, along, carried_constants, is_padded, reads_zero
-from onnxprune.passes.flow import flow_by_tensor, keeps_apart, picks
+from onnxprune.messages import set_constant, with_numbers
+from onnxprune.passes.constants import (
+    CONSTANT,
+    LIVE,
+    MAP,
+    ZERO,
+    Carried,
+    along,
+    carried_constants,
+    is_padded,
+    reads_zero,
+)
+from onnxprune.passes.flow import flow_by_tensor, keeps_apart
 from onnxprune.passes.norms import FloatArray, slices
 from onnxprune.quantised import quantised
 from onnxprune.weights import weight_values
@@ -351,7 +362,7 @@ class _Weights:
         held = self.map.graph.nodes[index].input
         name = held[k] if k < len(held) else ""
         if name and _is_own(self.map, name):
-            self.values[name] = numpy_helper.from_array(np.asarray(value), name)
+            self.values[name] = with_numbers(self.map.graph.constants[name], value)
         else:
             own = self._name(name or f"{self.map.graph.nodes[index].output[0]}_bias")
             self.new[index, k] = numpy_helper.from_array(np.asarray(value), own)
@@ -392,7 +403,7 @@ class _Weights:
         result.CopyFrom(source)
         for tensor in result.graph.initializer:
             if tensor.name in self.values:
-                _replace(tensor, self.values[tensor.name])
+                tensor.CopyFrom(self.values[tensor.name])
         result.graph.initializer.extend(self.new.values())
         if source.ir_version < 4:  # there, every initializer is listed as an input too
             result.graph.input.extend(
@@ -408,22 +419,13 @@ class _Weights:
 
     def _edit(self, node: NodeProto, index: int) -> None:
         if constant_of(node) is not None and node.output[0] in self.values:
-            del node.attribute[:]
-            node.attribute.append(onnx.helper.make_attribute("value", self.values[node.output[0]]))
+            set_constant(node, self.values[node.output[0]])
         if (index, 2) in self.new:
             names = [*node.input, "", ""][:2]
             del node.input[:]
             node.input.extend([*names, self.new[index, 2].name])
         if index in self.behind:
             node.output[0] = self.behind[index].input[0]
-
-
-def _replace(tensor: TensorProto, value: TensorProto) -> None:
-    """New numbers; what is said of the tensor stays."""
-    doc = tensor.doc_string
-    tensor.CopyFrom(value)
-    if doc:
-        tensor.doc_string = doc
 
 
 def same_channels(a: ChannelMap, b: ChannelMap) -> bool:

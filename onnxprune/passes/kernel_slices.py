@@ -16,10 +16,11 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 
 from onnxprune.channels import ChannelMap, Contraction
 from onnxprune.graph import Edge, Graph, attribute, node_name
+from onnxprune.messages import with_numbers
 from onnxprune.passes.channel_edges import channel_graph
 from onnxprune.passes.channel_graph import BoolArray, ChannelGraph, EdgeMask, consistent_edges
 from onnxprune.passes.fold import nonzero_slices
@@ -177,4 +178,4 @@ def _without(channel_map: ChannelMap, held: StoredKernels, gone: BoolArray) -> T
     values = np.array(channel_map.graph.values(held.name))
     places = _places(channel_map, held.contractions[0], held.way)[gone].ravel()
     values.reshape(-1)[places] = zeros(channel_map, held.way[-1], values.shape).reshape(-1)[places]
-    return numpy_helper.from_array(values, held.name)
+    return with_numbers(channel_map.graph.constants[held.name], values)

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto
 
 from onnxprune.bodies import restore
 from onnxprune.channels import Axes, ChannelMap
 from onnxprune.graph import Edge, constant_of
+from onnxprune.messages import set_constant, with_numbers
 from onnxprune.quantised import spread
 
 __all__ = ["masked_reference", "with_constants", "zeros"]
@@ -36,10 +37,7 @@ def with_constants(model: ModelProto, changed: Mapping[str, TensorProto]) -> Mod
             result.graph.initializer[i].CopyFrom(changed[tensor.name])
     for node in result.graph.node:
         if constant_of(node) is not None and node.output[0] in changed:
-            held = node.attribute[0]
-            held.Clear()
-            held.name, held.type = "value", held.TENSOR
-            held.t.CopyFrom(changed[node.output[0]])
+            set_constant(node, changed[node.output[0]])
     return result
 
 
@@ -64,7 +62,7 @@ def _masked(channel_map: ChannelMap, keep: NDArray[np.bool_], name: str) -> Tens
     for edge, axis, gone in cuts:
         index = (slice(None),) * axis + (gone,)
         values[index] = zeros(channel_map, edge, values.shape)[index]
-    return numpy_helper.from_array(values, name)
+    return with_numbers(channel_map.graph.constants[name], values)
 
 
 def _axes(channel_map: ChannelMap, edge: Edge) -> Axes:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
+from onnxprune.messages import set_sizes, with_numbers
 from onnxprune.passes.overlay import Made
 from onnxprune.passes.settle import Settlement
 
@@ -79,7 +80,7 @@ def _write_constants(settled: Settlement, result: ModelProto, names: Mapping[str
     """Constants that are read, or that nobody read before; one that a part took the place of, in its place."""
     graph, readers = result.graph, settled.readers
     new = {
-        names.get(name, name): numpy_helper.from_array(value, names.get(name, name))
+        names.get(name, name): value
         for name, value in settled.overlay.constants.items()
         if readers[name]
     }
@@ -87,11 +88,10 @@ def _write_constants(settled: Settlement, result: ModelProto, names: Mapping[str
     del graph.initializer[:]
     for tensor in held:
         if tensor.name in new:
-            graph.initializer.append(new.pop(tensor.name))
-            graph.initializer[-1].doc_string = tensor.doc_string
+            graph.initializer.append(with_numbers(tensor, new.pop(tensor.name)))
         elif readers[tensor.name] or tensor.name not in settled.graph.consumers:
             graph.initializer.append(tensor)
-    graph.initializer.extend(new.values())
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in new.items())
     _list_constants(result, {tensor.name for tensor in held})
 
 
@@ -102,14 +102,12 @@ def _list_constants(model: ModelProto, before: set[str]) -> None:
     listed = {value.name for value in graph.input}
     inputs = [value for value in graph.input if value.name in stored or value.name not in before]
     del graph.input[:]
-    graph.input.extend(_declared(stored[v.name]) if _is_changed(v, stored) else v for v in inputs)
+    graph.input.extend(inputs)
+    for value in graph.input:
+        if value.name in stored:
+            set_sizes(value, stored[value.name].dims)
     if model.ir_version < 4:
         graph.input.extend(_declared(tensor) for name, tensor in stored.items() if name not in listed)
-
-
-def _is_changed(value: ValueInfoProto, stored: Mapping[str, TensorProto]) -> bool:
-    dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-    return value.name in stored and list(stored[value.name].dims) != dims
 
 
 def _declared(tensor: TensorProto) -> ValueInfoProto:
@@ -124,7 +122,8 @@ def _write_declarations(settled: Settlement, graph: GraphProto, names: Mapping[s
     kept = [value for value in graph.value_info if value.name in there]
     for value in kept:
         if value.name in stored:  # what was computed from it may be stored now, with more axes
-            value.type.CopyFrom(_declared(stored[value.name]).type)
+            value.type.tensor_type.elem_type = stored[value.name].data_type
+            set_sizes(value, stored[value.name].dims)
         elif value.name in part:
             _set_sizes(value, settled.overlay.shape[value.name], settled.overlay.shape[part[value.name]])
     _replace(graph.value_info, kept)

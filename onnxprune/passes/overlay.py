@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.channels import ChannelMap, MapBuilder, NodeContext
+from onnxprune.messages import set_attributes
 from onnxprune.ops.parts import Again, IntArray, Joined, parts_for
 from onnxprune.shapes import Shape
 
-__all__ = ["Made", "Overlay", "Part", "set_attributes"]
+__all__ = ["Made", "Overlay", "Part"]
 
 _SMALL = 64  # numbers in a constant up to which two nodes are compared by its value
 _DEEPEST = 100  # nodes that a part is followed upwards through, joints and cuts aside
@@ -310,11 +311,3 @@ def _merged(pieces: Iterable[Part]) -> list[Part]:
         else:
             result.append(piece)
     return result
-
-
-def set_attributes(node: NodeProto, changes: Mapping[str, object]) -> None:
-    """Give a node these attributes, in place of those of the same names."""
-    for name, value in changes.items():
-        kept = [held for held in node.attribute if held.name != name]
-        del node.attribute[:]
-        node.attribute.extend([*kept, onnx.helper.make_attribute(name, value)])

@@ -22,6 +22,7 @@ from onnxprune.channels import Axes, ChannelMap
 from onnxprune.editing import Edits, NodeEditor
 from onnxprune.errors import ModelError
 from onnxprune.graph import Edge, attribute, constant_of, subgraphs
+from onnxprune.messages import select, set_attributes, set_constant, set_sizes, with_numbers, without
 from onnxprune.ops import table
 
 __all__ = ["rewrite"]
@@ -226,7 +227,8 @@ class _Rewriter:
     # ---- writing back
 
     def _written(self) -> ModelProto:
-        result = _shell(self.source)
+        result = without(self.source, "graph")
+        result.graph.CopyFrom(select(self.source.graph, ("name", "doc_string", "sparse_initializer", "metadata_props")))
         graph, source = result.graph, self.source.graph
         for index, proto in enumerate(source.node):
             if index not in self.dropped:
@@ -238,25 +240,27 @@ class _Rewriter:
                 if tensor.name not in self.sliced:
                     graph.initializer.append(tensor)
                     continue
-                graph.initializer.append(self._sliced_tensor(tensor.name))
-                if tensor.doc_string:
-                    graph.initializer[-1].doc_string = tensor.doc_string
+                graph.initializer.append(self._sliced_tensor(tensor))
         held = self.map.graph.constants
-        added = [self._sliced_tensor(name) for name in self.sliced if name not in held and name in read]
+        new = [name for name in self.sliced if name not in held and name in read]
+        added = [self._sliced_tensor(TensorProto(name=name)) for name in new]
         self._write_values(graph, read)
         _add_constants(result, [*added, *self._new_constants(graph)])
         return result
 
-    def _sliced_tensor(self, name: str) -> TensorProto:
-        tensor = numpy_helper.from_array(self.sliced[name](), name)
-        self.dims[name] = list(tensor.dims)
+    def _sliced_tensor(self, held: TensorProto, name: str = "") -> TensorProto:
+        """A constant with what is left of its numbers. ``name``: of the tensor, if the constant itself has another."""
+        tensor = with_numbers(held, self.sliced[name or held.name]())
+        self.dims[name or held.name] = list(tensor.dims)
         return tensor
 
     def _write_node(self, graph: GraphProto, index: int, proto: NodeProto) -> None:
         for node in self.edits.before.get(index, ()):
             graph.node.append(_new_node(node))
-        if constant_of(proto) is not None and proto.output[0] in self.sliced:
-            graph.node.append(_constant_node(proto, self._sliced_tensor(proto.output[0])))
+        held = constant_of(proto)
+        if held is not None and proto.output[0] in self.sliced:
+            graph.node.append(proto)
+            set_constant(graph.node[-1], self._sliced_tensor(held, proto.output[0]))
         elif index in self.touched:
             graph.node.append(_edited(proto, self.view[index]))
         else:
@@ -292,7 +296,7 @@ class _Rewriter:
             if value.name in feeds or value.name in stored:
                 graph.input.append(value)
                 if value.name in self.dims:
-                    _set_dims(graph.input[-1], self.dims[value.name])
+                    set_sizes(graph.input[-1], self.dims[value.name])
         for value in source.value_info:
             if value.name in made or value.name in stored:
                 graph.value_info.append(value)
@@ -303,7 +307,7 @@ class _Rewriter:
 
     def _cut_dims(self, value: ValueInfoProto) -> None:
         if value.name in self.dims:
-            _set_dims(value, self.dims[value.name])
+            set_sizes(value, self.dims[value.name])
         for axis, ids in enumerate(self.map.axes.get(value.name, ())):
             dims = value.type.tensor_type.shape.dim
             if ids is not None and not np.all(self.keep[ids]) and axis < len(dims) and dims[axis].HasField("dim_value"):
@@ -353,31 +357,6 @@ def _is_readable(held: AttributeProto) -> bool:
     return held.type in (AttributeProto.INT, AttributeProto.INTS, AttributeProto.FLOAT)
 
 
-def _shell(model: ModelProto) -> ModelProto:
-    """The model without its main graph's nodes, constants and declarations."""
-    result = ModelProto()
-    for field, value in model.ListFields():
-        if field.name == "graph":
-            for inner, held in value.ListFields():
-                if inner.name in ("name", "doc_string"):
-                    setattr(result.graph, inner.name, held)
-                elif inner.name in ("sparse_initializer", "metadata_props"):
-                    getattr(result.graph, inner.name).extend(held)
-        elif field.is_repeated:
-            getattr(result, field.name).extend(value)
-        else:
-            setattr(result, field.name, value)
-    return result
-
-
-def _constant_node(proto: NodeProto, tensor: TensorProto) -> NodeProto:
-    node = NodeProto()
-    node.CopyFrom(proto)
-    del node.attribute[:]
-    node.attribute.append(onnx.helper.make_attribute("value", tensor))
-    return node
-
-
 def _new_node(node: gs.Node) -> NodeProto:
     return onnx.helper.make_node(
         node.op, [t.name for t in node.inputs], [t.name for t in node.outputs], node.name, **node.attrs
@@ -386,26 +365,21 @@ def _new_node(node: gs.Node) -> NodeProto:
 
 def _edited(proto: NodeProto, node: gs.Node) -> NodeProto:
     """The proto with the view's operator, inputs, outputs and changed attributes."""
-    result = NodeProto()
-    result.CopyFrom(proto)
+    result = without(proto, "attribute")
     result.op_type = node.op
-    del result.input[:], result.output[:]
-    result.input.extend(tensor.name for tensor in node.inputs)
-    result.output.extend(tensor.name for tensor in node.outputs)
-    editable = (onnx.AttributeProto.INT, onnx.AttributeProto.INTS, onnx.AttributeProto.FLOAT)
-    old = {held.name: held for held in proto.attribute}
-    del result.attribute[:]
-    result.attribute.extend(held for held in proto.attribute if held.type not in editable)
+    result.input[:] = [tensor.name for tensor in node.inputs]
+    result.output[:] = [tensor.name for tensor in node.outputs]
+    old = {held.name: held for held in proto.attribute} if node.op == proto.op_type else {}
+    for name, held in old.items():
+        if not _is_editable(held) or name in node.attrs:
+            result.attribute.append(held)
     for name, value in node.attrs.items():
-        if name not in old or old[name].type in editable:
+        if name not in old:
             result.attribute.append(onnx.helper.make_attribute(name, value))
-    if node.op != proto.op_type:
-        del result.attribute[:]
-        result.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in node.attrs.items())
+        elif _is_editable(old[name]) and onnx.helper.get_attribute_value(old[name]) != value:
+            set_attributes(result, {name: value})
     return result
 
 
-def _set_dims(value: ValueInfoProto, dims: Iterable[int]) -> None:
-    del value.type.tensor_type.shape.dim[:]
-    for size in dims:
-        value.type.tensor_type.shape.dim.add(dim_value=size)
+def _is_editable(held: AttributeProto) -> bool:
+    return held.type in (AttributeProto.INT, AttributeProto.INTS, AttributeProto.FLOAT)
