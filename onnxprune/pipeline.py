@@ -550,10 +550,16 @@ def _verified(
             )
     if not found.ok and not expected:
         raise VerificationError(
-            f"the pruned model does not agree with its reference, nothing was written: {found}; "
-            "please report the model, or leave its layers alone with --keep"
+            f"the pruned model does not agree with its reference, nothing was written: {found}; {_remedy(found)}"
         )
     return found
+
+
+def _remedy(found: Verification) -> str:
+    """Zero times infinity is NaN: where removed channels were infinite, only the masked reference still shows it."""
+    if found.worst is not None and found.worst.finite < 1 and np.isinf(found.worst.max_abs):
+        return "channels that hold infinities or NaNs cannot be removed: leave the layers around them alone with --keep"
+    return "please report the model, or leave its layers alone with --keep"
 
 
 def _as_runnable(result: Result, model: ModelProto | Path, place: Path) -> ModelProto | Path:

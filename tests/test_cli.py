@@ -693,3 +693,13 @@ def test_the_main_job_does_not_need_torch(model: Path) -> None:
 def test_the_api_says_what_the_command_line_says(model: Path, out: Path) -> None:
     assert run(model, "-s", "0.6", "-o", out, "--no-verify", "-q") == 0
     assert onnxprune.prune(model, sparsity=0.6, check=False).model == onnx.load(out)
+
+
+def test_infinities_in_removed_channels_are_said(tmp_path: Path, capsys: Capture) -> None:
+    """Masked, they are 0·∞: no pruned model can agree with that."""
+    text = "(float[2,6] x) => (float[2,4] y) { h = MatMul(x, w) i = Add(h, m) y = MatMul(i, v) }"
+    low = np.array([[0], [-np.inf]], np.float32)
+    onnx.save(model_of(text, w=(6, 8), v=(8, 4), m=low), tmp_path / "model.onnx")
+    assert run("prune", tmp_path / "model.onnx", "-s", "0.5", "-o", tmp_path / "out.onnx") == 1
+    assert "channels that hold infinities or NaNs cannot be removed" in one_line(capsys)
+    assert not (tmp_path / "out.onnx").exists()

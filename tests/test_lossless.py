@@ -229,6 +229,10 @@ ALIVE = [
     Case("the mask of a dropout", model_of(
         "(float[2,6] x) => (float[2,4] y) { h = MatMul(x, w) d, m = Dropout(h) f = Cast<to=1>(m) y = MatMul(f, v) }",
         w=zeroed(numbers("w", 6, 8), (ALL, 0)), v=numbers("v", 8, 4)), {"v": (8, 4)}),
+    Case("a vector that a stored matrix multiplies", model_of(
+        "(float[1,6] x) => (float[3] y) { h = MatMul(x, w) k = Add(h, b) r = Reshape(k, s) y = MatMul(m, r) }",
+        w=zeroed(numbers("w", 6, 8), (ALL, 0)), b=numbers("b", 8), s=np.array([-1]), m=numbers("m", 3, 8)),
+        {"w": (6, 8), "m": (3, 8)}),
     Case("computed from constants alone", model_of(
         "(float[5,4] x) => (float[5,4] y) { h = MatMul(t, w) r = Relu(h) k = MatMul(r, v) y = Add(x, k) }",
         t=numbers("t", 5, 6), w=numbers("w", 6, 8), v=numbers("v", 8, 4)), {"w": (6, 8), "v": (8, 4)}),

@@ -131,8 +131,9 @@ def keeps_apart(channel_map: ChannelMap, index: int, k: int) -> bool:
     """Whether a node other than a contraction computes channels from the same channels of its input k alone."""
     node = channel_map.graph.nodes[index]
     key = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-    if key == "MatMul":  # not if they are summed over
-        return channel_map.axes.get(node.input[k], (None,) * 2)[-1 - k] is None
+    if key == "MatMul":  # not if they are summed over: along the last axis of a, the last but one of b, that of a vector
+        axes = channel_map.axes.get(node.input[k], ())
+        return not axes or axes[-min(1 + k, len(axes))] is None
     return index in channel_map.shuffles or key in _APART
 
 
