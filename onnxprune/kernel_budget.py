@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from onnxprune.errors import UnreachableError
 from onnxprune.passes.channel_graph import EdgeMask
 from onnxprune.passes.cost import Measure
-from onnxprune.passes.kernel_scores import Selection, plain_magnitude
+from onnxprune.passes.kernel_scores import Magnitude, Selection
 from onnxprune.passes.kernel_slices import Kernels, on_paths
 
 __all__ = ["Budget", "Connectivity", "Fitted", "connectivity", "fitted", "plain_connectivity", "within_budget"]
@@ -96,12 +96,12 @@ class Connectivity:
 
 def connectivity(kernels: Kernels, found: Fitted) -> Connectivity:
     """What is left connected by a choice, against plain magnitude."""
-    return Connectivity(found.connected, fitted(kernels, plain_magnitude(kernels), found.count).connected)
+    return Connectivity(found.connected, fitted(kernels, Magnitude().selection(kernels), found.count).connected)
 
 
 def plain_connectivity(kernels: Kernels, sparsities: Sequence[float]) -> dict[float, float]:
     """Sparsity of kernel slices → the share that plain magnitude would leave connected."""
-    plain = plain_magnitude(kernels)
+    plain = Magnitude().selection(kernels)
     return {s: fitted(kernels, plain, int((1 - s) * kernels.total)).connected for s in sparsities}
 
 

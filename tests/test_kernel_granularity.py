@@ -127,6 +127,14 @@ def test_topology_spends_the_whole_budget_on_connected_slices(models: Path, name
     assert result.connected.method == 1.0
 
 
+@pytest.mark.parametrize("name", ["gcn_skeleton", "vit_digits"])
+def test_topology_is_magnitude_where_that_is_connected(models: Path, name: str) -> None:
+    plain, found = (pruned(models / f"{name}.onnx", method=method) for method in ("magnitude", "topology"))
+    assert plain.connected is not None
+    assert plain.connected.method == 1.0
+    assert found.plan.kernels == plain.plan.kernels
+
+
 @pytest.mark.parametrize("method", ["topology", "lean", "lean-anchored"])
 def test_a_dense_net_stays_connected(models: Path, method: str) -> None:
     """Where plain magnitude leaves nothing that an input reaches."""

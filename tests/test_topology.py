@@ -118,17 +118,21 @@ def reached(pairs: list[tuple[int, int]], start: list[int]) -> set[int]:
     return found
 
 
-def assert_consistent(graph: ChannelGraph, strength: dict[int, Floats], mask: dict[int, BoolArray]) -> None:
-    """Every kept slice exists and is on a path of kept ones, and every output that can be reached is."""
+def is_consistent(graph: ChannelGraph, strength: dict[int, Floats], mask: dict[int, BoolArray]) -> bool:
+    """Whether every kept slice is on a path of kept ones, and every output that can be reached is."""
     links = list(zip(graph.link_source.tolist(), graph.link_target.tolist(), strict=True))
     everything = {node: values > -np.inf for node, values in strength.items()}
-    assert all(not np.any(mask[node] & ~there) for node, there in everything.items())
     kept, inputs, outputs = edges(graph, mask), graph.inputs.tolist(), graph.outputs.tolist()
     ahead = reached(kept + links, inputs)
     behind = reached([(b, a) for a, b in kept + links], outputs)
-    assert all(a in ahead and b in behind for a, b in kept)
     possible = reached(edges(graph, everything) + links, inputs)
-    assert possible & set(outputs) <= ahead
+    return all(a in ahead and b in behind for a, b in kept) and possible & set(outputs) <= ahead
+
+
+def assert_consistent(graph: ChannelGraph, strength: dict[int, Floats], mask: dict[int, BoolArray]) -> None:
+    """Only slices that exist are kept, consistently."""
+    assert all(not np.any(mask[node] & (values == -np.inf)) for node, values in strength.items())
+    assert is_consistent(graph, strength, mask)
 
 
 def count(mask: dict[int, BoolArray]) -> int:
@@ -187,6 +191,24 @@ def smallest(graph: ChannelGraph, strength: dict[int, Floats], known: int) -> in
         if wanted <= reached(edges(graph, mask) + links, graph.inputs.tolist()):
             best = code.bit_count()
     return best
+
+
+def test_magnitude_stays_as_it_is_where_it_is_connected() -> None:
+    """For every number of strongest slices that are all on paths and reach what can be reached: they are the choice."""
+    met = 0
+    for seed in range(60):
+        graph, strength = random_graph(seed, parts=1)
+        problem = Connected(graph, strength)
+        for number in range(1, len(problem.order)):
+            strongest = np.zeros(len(problem.flat), np.bool_)
+            strongest[problem.order[:number]] = True
+            mask = problem.mask(strongest)
+            if not is_consistent(graph, strength, mask):
+                continue
+            met += 1
+            found = connected_selection(problem, number)
+            assert all(np.array_equal(found[node], kept) for node, kept in mask.items())
+    assert met > 50
 
 
 def test_the_strongest_stay_where_that_is_consistent() -> None:

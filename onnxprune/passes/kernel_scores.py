@@ -23,7 +23,7 @@ from onnxprune.passes.kernel_slices import Kernels
 from onnxprune.passes.norms import FloatArray, frobenius_block, l1_block, operator_block
 from onnxprune.passes.topology import Connected, connected_selection
 
-__all__ = ["KERNEL_METHODS", "KernelMethod", "Selection", "plain_magnitude", "strongest"]
+__all__ = ["KERNEL_METHODS", "KernelMethod", "Magnitude", "Selection", "strongest"]
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,16 @@ def _scored(kernels: Kernels, score: Callable[[ChannelMap, Contraction], FloatAr
 
 @dataclass(frozen=True)
 class Magnitude(_OneByOne):
-    """Frobenius norm as a multiple of the layer's root mean square, so that no layer is emptied for being quiet."""
+    """Frobenius norm, compared across layers as it is: what consistent selection is held against.
+
+    Not as a multiple of the layer's mean, as at channel granularity: that fills quiet layers with slices that the
+    network hardly notices (it lost on four of the five nets of ``benchmarks/papers.py``).
+    """
 
     name: ClassVar[str] = "magnitude"
 
     def scores(self, channel_map: ChannelMap, c: Contraction) -> FloatArray:
-        return normalised(frobenius_block(channel_map, c))
-
-
-def normalised(norms: FloatArray) -> FloatArray:
-    """Norms as a multiple of the root mean square of those that are not zero."""
-    energy = np.square(norms, dtype=np.float64)
-    scale = np.sqrt(energy.sum() / max(np.count_nonzero(energy), 1))
-    return np.asarray(norms / scale if scale > 0 else norms, np.float64)
+        return frobenius_block(channel_map, c).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -141,11 +138,6 @@ def _descending(values: FloatArray) -> NDArray[np.intp]:
     tied = np.flatnonzero(equal | np.roll(equal, 1))
     order[tied] = order[tied][np.lexsort((order[tied], -values[order[tied]]))]
     return order
-
-
-def plain_magnitude(kernels: Kernels) -> Selection:
-    """Frobenius norms compared across layers as they are: what consistent selection is held against."""
-    return strongest(kernels, _scored(kernels, frobenius_block))
 
 
 @dataclass(frozen=True)
@@ -212,14 +204,15 @@ def _chain_weights(kernels: Kernels, norm_grid: int | None) -> dict[int, NDArray
 
 @dataclass(frozen=True)
 class Topology:
-    """Normalised magnitude, every slice on a kept path, every output reached (after Sahbi 2022)."""
+    """Magnitude, every slice on a kept path, every output reached (after Sahbi 2022): where the strongest slices are
+    connected and reach every output, it is these."""
 
     seed: int = 0
     norm_grid: int | None = None
     name: ClassVar[str] = "topology"
 
     def selection(self, kernels: Kernels) -> Selection:
-        problem = _connected(kernels, _scored(kernels, lambda m, c: normalised(frobenius_block(m, c))))
+        problem = _connected(kernels, _scored(kernels, Magnitude().scores))
         return Selection(
             lambda count: kernels.mask(connected_selection(problem, count - kernels.fixed)),
             kernels.fixed + problem.least,
