@@ -161,9 +161,8 @@ def _distance(a: Array, b: Array) -> tuple[Array, Array]:
     a, b = a.astype(wide), b.astype(wide)
     with np.errstate(invalid="ignore", over="ignore"):
         difference = np.abs(a - b)
-    difference[(a == b) | (np.isnan(a) & np.isnan(b))] = 0.0
-    difference[np.isnan(difference)] = np.inf
-    return difference, np.abs(a)
+    difference = np.where(np.isnan(difference), np.inf, difference)
+    return np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, difference), np.abs(a)
 
 
 def _unequal(a: Array, b: Array) -> tuple[Array, Array]:

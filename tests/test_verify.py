@@ -95,6 +95,12 @@ def test_booleans_and_strings_have_to_be_equal(values: list[object]) -> None:
     assert not compared(a, a[::-1]).ok
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.bool_])
+def test_a_scalar_is_compared_like_any_other_output(dtype: type) -> None:
+    assert compared(np.array(1, dtype), np.array(1, dtype)).ok
+    assert not compared(np.array(1, dtype), np.array(0, dtype)).ok
+
+
 def test_another_shape_is_a_difference() -> None:
     found = compared(np.ones((2, 3), np.float32), np.ones((3, 2), np.float32))
     assert not found.ok
