@@ -1,28 +1,24 @@
-"""Inputs for any model: shapes and values guessed, and tried until it runs.
+"""Inputs for any model: likely shapes and values, tried until it runs.
 
-What the model gives away itself is used first: the channels a weight takes, the rows of a table, the constant
-that a scalar is compared with. Any other dimension without a size gets a *kind* from its name, or else from
-its place (``x[N, C, H, W]``, ``ids[N, length]``, ``state[layers, N, width]``, ``wave[N, samples]``); all dimensions of
-one kind or one name get one size. Every kind has a list of sizes, likely ones first, and combinations are tried in the
-order of their distance from the likeliest.
+The sizes are those of `likely_sizes`; values follow from what the model gives away itself: the rows of a table, the
+constant that a scalar is compared with.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import onnx
 
-from onnxprune.errors import ModelError, UsageError
-from onnxprune.input_hints import Hints, hints_of
-from onnxprune.inputs import InputSpec, Shapes, check_shape, format_shapes, input_specs, listed
+from onnxprune.errors import ModelError
+from onnxprune.input_hints import hints_of
+from onnxprune.inputs import InputSpec, Shapes, format_shapes
+from onnxprune.likely_sizes import OpenSizes, rotated
 from onnxprune.runtime import Array, Inputs, Model, load_structure, open_session, output_names, run
 
 if TYPE_CHECKING:
@@ -30,29 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["first_run", "guess_inputs", "runnable_inputs"]
 
-_Kind = Literal["batch", "channels", "spatial", "length", "samples", "other"]
-_SIZES: Final[dict[_Kind, tuple[int, ...]]] = {
-    "batch": (1, 2, 4),
-    "channels": (3, 1, 4),
-    "spatial": (224, 256, 320, 640, 64, 128, 32, 28, 416, 512, 299, 96, 384, 48, 160, 192),
-    "length": (128, 16, 64, 256, 512, 32, 8, 1, 100, 1024, 16000),
-    "samples": (16000, 512, 1024, 4096, 32000, 160, 48000),
-    "other": (1, 2, 16, 8, 100),
-}
-_KIND_BY_NAME: Final[tuple[tuple[re.Pattern[str], _Kind], ...]] = (
-    (re.compile(r"batch|^(n|b|bs)$"), "batch"),
-    (re.compile(r"channel|^c$"), "channels"),
-    (re.compile(r"height|width|depth|spatial|^(h|w|d)$"), "spatial"),
-    (re.compile(r"samples"), "samples"),
-    (re.compile(r"seq|len|time|frame|token|sample|^(t|l|s)$"), "length"),
-    (re.compile(r"^\?other$"), "other"),
-)
-_SOUND: Final = re.compile(r"wave|audio|speech|sound|pcm")
 _LENGTHS: Final = re.compile(r"(^|[^a-z])len(gth)?s?$")
-_NAMELESS: Final = frozenset(
-    {"none", "?", "unk", "unknown", "dynamic", "-1"}
-)  # what exporters write for no name
-_MOST_TRIES: Final = 64
 
 
 def guess_inputs(
@@ -82,22 +56,19 @@ def guess_inputs(
         ModelError: an input is not a tensor.
     """
     hints = hints_of(model)
-    specs = [_spelled_out(spec, hints) for spec in input_specs(model)]
+    sizes = OpenSizes.of(model, hints)
     scalars = {
-        spec.name: _rotated(_scalar_values(hints.compared.get(spec.name, [])), variant)
-        for spec in specs
+        spec.name: rotated(_scalar_values(hints.compared.get(spec.name, [])), variant)
+        for spec in sizes.specs
         if _is_scalar(spec) and spec.name not in hints.rows
     }
-    kinds = _kinds(specs)
-    candidates = _candidate_shapes(specs, kinds, shapes or {}, batch, variant)
+    candidates = sizes.likely(shapes, batch=batch, variant=variant)
     for turn in range(max(map(len, scalars.values()), default=1)):
         for used in candidates:
-            inputs = {
-                spec.name: _values(spec, used[spec.name], hints.rows.get(spec.name), seed) for spec in specs
-            }
+            inputs = {s.name: _values(s, used[s.name], hints.rows.get(s.name), seed) for s in sizes.specs}
             for name, values in scalars.items():
                 inputs[name] = np.full_like(inputs[name], values[turn % len(values)])
-            yield used, inputs | _lengths(specs, kinds, used)
+            yield used, inputs | _lengths(sizes, used)
 
 
 def runnable_inputs(
@@ -178,79 +149,9 @@ def _is_float(array: Array) -> bool:
     return array.dtype.kind in "fV"
 
 
-def _spelled_out(spec: InputSpec, hints: Hints) -> InputSpec:
-    """Every dimension a size or a symbol: sizes that weights ask for, kinds for missing names."""
-    if spec.shape is None:
-        return spec
-    rank = len(spec.shape)
-    asked = {axis % rank: size for (name, axis), size in hints.sizes.items() if name == spec.name}
-    shape = [size if isinstance(size, int) else asked.get(axis, size) for axis, size in enumerate(spec.shape)]
-    symbols = [
-        f"?{_kind_by_place(shape, axis)}" if size is None or str(size).lower() in _NAMELESS else size
-        for axis, size in enumerate(shape)
-    ]
-    return replace(spec, shape=tuple(symbols))
-
-
-def _kind_by_place(shape: Sequence[int | str | None], axis: int) -> _Kind:
-    rank = len(shape)
-    fixed = [isinstance(size, int) for size in shape]
-    if axis == 0 or (axis == 1 and rank == 3 and fixed[0] and shape[0] != 1):
-        return "batch"  # x[N, ...], state[layers, N, width]
-    if rank < 4:
-        return (
-            "length" if axis == 1 or fixed[1] else "other"
-        )  # ids[N, length], x[N, C, length], x[N, length, ?]
-    channels_last = fixed[-1] and not fixed[1]
-    return "channels" if axis == 1 and not channels_last else "spatial"
-
-
-def _candidate_shapes(
-    specs: Sequence[InputSpec], known: Mapping[str, _Kind], shapes: Shapes, batch: int | None, variant: int
-) -> list[dict[str, tuple[int, ...]]]:
-    given = _sizes_in(shapes, specs)
-    kinds = {symbol: kind for symbol, kind in known.items() if symbol not in given}
-    _check_batch(batch, specs, kinds)
-    lists = {kind: _rotated(_SIZES[kind], variant) for kind in dict.fromkeys(kinds.values())}
-    if batch is not None and "batch" in lists:
-        lists["batch"] = [batch]
-    candidates = []
-    for picked in _nearest(list(lists.values())):
-        of_kind = dict(zip(lists, picked, strict=True))
-        sizes = given | {symbol: of_kind[kind] for symbol, kind in kinds.items()}
-        candidates.append(
-            {spec.name: tuple(shapes.get(spec.name, ())) or _concrete(spec, sizes) for spec in specs}
-        )
-    return candidates
-
-
-def _rotated(values: Sequence[int], turn: int) -> list[int]:
-    at = turn % len(values)
-    return [*values[at:], *values[:at]]
-
-
-def _kinds(specs: Iterable[InputSpec]) -> dict[str, _Kind]:
-    """Symbol → kind, from where it first occurs; the terms of a sum like ``past + length`` are symbols."""
-    kinds: dict[str, _Kind] = {}
-    for spec in specs:
-        for axis, size in enumerate(spec.shape or ()):
-            for term in _terms(size):
-                if term not in kinds:
-                    kinds[term] = _kind(spec, axis, term, kinds)
-    return kinds
-
-
-def _kind(spec: InputSpec, axis: int, symbol: str, known: Mapping[str, _Kind]) -> _Kind:
-    """By name, unless that makes two batches of one tensor (``wave[batch, N]``), else by place."""
-    shape = spec.shape or ()
-    kind = next((kind for pattern, kind in _KIND_BY_NAME if pattern.search(symbol.lower())), None)
-    if kind is None or (kind == "batch" and axis > 0 and known.get(str(shape[0])) == "batch"):
-        kind = _kind_by_place(shape, axis)
-    return "samples" if kind == "length" and len(shape) < 4 and _SOUND.search(spec.name.lower()) else kind
-
-
-def _lengths(specs: Sequence[InputSpec], kinds: Mapping[str, _Kind], used: Shapes) -> Inputs:
+def _lengths(open_sizes: OpenSizes, used: Shapes) -> Inputs:
     """The values of integers that are called lengths, where some other input has a length that is open."""
+    specs, kinds = open_sizes.specs, open_sizes.kinds
     named = [spec for spec in specs if spec.dtype.kind in "iu" and _LENGTHS.search(spec.name.lower())]
     sizes = [
         size
@@ -259,46 +160,6 @@ def _lengths(specs: Sequence[InputSpec], kinds: Mapping[str, _Kind], used: Shape
         if spec not in named and kinds.get(str(symbol)) in ("length", "samples")
     ]
     return {spec.name: np.full(used[spec.name], max(sizes), spec.dtype) for spec in named if sizes}
-
-
-def _terms(size: int | str | None) -> list[str]:
-    return [term.strip() for term in str(size).split("+") if not term.strip().isdigit()]
-
-
-def _concrete(spec: InputSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    if spec.shape is None:
-        raise UsageError(f"not even the rank of input '{spec.name}' is known: give --shape {spec.name}=...")
-    sums = ([term.strip() for term in str(size).split("+")] for size in spec.shape)
-    return tuple(sum(int(term) if term.isdigit() else sizes[term] for term in terms) for terms in sums)
-
-
-def _sizes_in(shapes: Shapes, specs: Sequence[InputSpec]) -> dict[str, int]:
-    """Symbol → size, from the shapes the user gives."""
-    by_name = {spec.name: spec for spec in specs}
-    sizes: dict[str, int] = {}
-    for name, shape in shapes.items():
-        if name not in by_name:
-            raise UsageError(f"no input '{name}' to give a shape to: the inputs are {listed(by_name)}")
-        check_shape(by_name[name], shape)
-        for symbol, size in zip(by_name[name].shape or (), shape, strict=False):
-            if isinstance(symbol, str):
-                sizes.setdefault(symbol, size)
-    return sizes
-
-
-def _check_batch(batch: int | None, specs: Sequence[InputSpec], kinds: Mapping[str, _Kind]) -> None:
-    if batch is None or "batch" in kinds.values():
-        return
-    for spec in specs:
-        if spec.shape and spec.shape[0] != batch:
-            raise UsageError(f"no batch of {batch}: input '{spec.name}' has the shape {list(spec.shape)}")
-
-
-def _nearest(lists: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    """One element of every list: combinations by their distance from the first elements; not too many."""
-    places = itertools.product(*(range(len(each)) for each in lists))
-    nearest = sorted(places, key=lambda each: (sum(each), each))[:_MOST_TRIES]
-    return [tuple(values[place] for values, place in zip(lists, each, strict=True)) for each in nearest]
 
 
 def _is_scalar(spec: InputSpec) -> bool:
