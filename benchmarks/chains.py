@@ -7,7 +7,7 @@ weights), operator norms of all kernel slices, and the selection of 2 % of them;
 that the given share is above 1, as trained nets with normalisations between have them. ``norms``: all kernel slices of
 its 3×3 layers at once, beside a loop as in the LEAN authors' code, one ``np.fft.fft2`` and one maximum a kernel (timed
 on a sample), both on the same grid: theirs of 128² points, and the coarser one that is the default here.
-The first row is a small search that also compiles, or loads, the compiled search (where numba is installed).
+The first row is a small search that also compiles, or loads, the compiled search.
 
 Times are seconds of one core (user and system time of this process; run it with OMP_NUM_THREADS=1), so that other work
 on the machine counts as little as possible. Rows are printed as they are measured. The exponent is the slope of log

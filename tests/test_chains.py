@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,7 +186,6 @@ def test_wide_layers_give_what_evaluating_everything_anew_gives() -> None:
 
 def test_the_compiled_search_takes_the_same_paths() -> None:
     """Random graphs, some with equal weights all over, and wide layers."""
-    pytest.importorskip("numba")
     from onnxprune.passes.compiled_search import CompiledSearch
 
     rng = np.random.default_rng(0)
@@ -202,12 +203,46 @@ def test_the_compiled_search_takes_the_same_paths() -> None:
 
 
 def test_large_graphs_are_searched_by_the_compiled_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("numba")
     graph, weights = layered(np.random.default_rng(0), [30, 40, 50, 30], 0.2)
     plain = as_set(lean_edges(graph, weights, 500))
     monkeypatch.setattr("onnxprune.passes.chains._COMPILED_FROM", 0)
     monkeypatch.setattr("onnxprune.passes.chains.NumpySearch", None)
     assert as_set(lean_edges(graph, weights, 500)) == plain
+
+
+@pytest.mark.parametrize("problem", [ImportError, OSError])
+def test_without_a_working_numba_nothing_changes(problem: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, weights = layered(np.random.default_rng(0), [30, 40, 50, 30], 0.2)
+    plain = as_set(lean_edges(graph, weights, 500))
+
+    class Missing:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            if name == "numba":
+                raise problem(name)
+
+    monkeypatch.setattr("onnxprune.passes.chains._COMPILED_FROM", 0)
+    monkeypatch.setattr("sys.meta_path", [Missing(), *sys.meta_path])
+    for name in [name for name in sys.modules if name.split(".")[0] == "numba" or name.endswith("compiled_search")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert as_set(lean_edges(graph, weights, 500)) == plain
+
+
+def test_a_compiled_search_needs_no_place_to_write_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numba
+
+    compiler: Any = numba.njit
+
+    def njit(*function: Any, cache: bool = False) -> Any:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return compiler(*function)
+
+    monkeypatch.setattr(numba, "njit", njit)
+    monkeypatch.delitem(sys.modules, "onnxprune.passes.compiled_search", raising=False)
+    from onnxprune.passes.compiled_search import CompiledSearch
+
+    graph, weights = layered(np.random.default_rng(0), [5, 6, 7, 3], 0.5)
+    assert CompiledSearch(stages_of(graph, weights)).take() == NumpySearch(stages_of(graph, weights)).take()
 
 
 def test_a_budget_may_be_a_limit() -> None:

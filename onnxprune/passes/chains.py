@@ -17,13 +17,12 @@ stored. The result does not depend on how the search proceeds.
 Removing edges only lowers distances, and a distance changes only if the edge that gave it left or its source changed.
 So after each path the stages are passed once in topological order, and only such rows are evaluated again; a row stops
 at the first edge whose weight, even with the best source there is, cannot win. Large graphs are searched by
-``onnxprune.passes.compiled_search`` where numba is installed, with the same result.
+``onnxprune.passes.compiled_search`` where numba can be loaded, with the same result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from typing import Protocol
 
 import numpy as np
@@ -142,11 +141,13 @@ def _keep_singly(weights: Mapping[int, Floats], kept: dict[int, BoolArray], coun
 
 
 def _search(found: Stages, slices: int) -> Search:
-    """Compiled where that pays and numba is there; the paths are the same."""
-    if slices < _COMPILED_FROM or find_spec("numba") is None:
+    """Compiled where that pays and numba works here; the paths are the same."""
+    if slices < _COMPILED_FROM:
         return NumpySearch(found)
-    from onnxprune.passes.compiled_search import CompiledSearch
-
+    try:
+        from onnxprune.passes.compiled_search import CompiledSearch
+    except (ImportError, OSError):  # not installed, not for this numpy; its library cannot be loaded
+        return NumpySearch(found)
     return CompiledSearch(found)
 
 

@@ -1,4 +1,4 @@
-"""The path search of ``onnxprune.passes.chains`` for large graphs, compiled (numba, an optional dependency).
+"""The path search of ``onnxprune.passes.chains`` for large graphs, compiled by numba.
 
 It takes the very same paths, but is lazy. As edges leave, distances only fall: what was once a distance stays an upper
 bound. A bound is exact if the edge that gave it is still there and its source still has, exactly, the value it had
@@ -10,7 +10,8 @@ Python's own loop would take too long for this, and numpy has nothing to do at o
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -21,9 +22,16 @@ from onnxprune.passes.channel_graph import Vertices
 
 __all__ = ["CompiledSearch"]
 
-_compiled = numba.njit(cache=True)
-
 _SCANS = 4  # a stage's best source is looked up anew after that many times its size was looked through
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled at its first call; kept on disk where there is a place to write to."""
+    try:
+        found: Callable[..., Any] = numba.njit(cache=True)(function)
+    except RuntimeError:  # neither beside this file nor in the user's cache
+        found = numba.njit(function)
+    return found
 
 
 class _State(NamedTuple):
