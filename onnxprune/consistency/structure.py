@@ -23,29 +23,30 @@ Shape = tuple[int, ...]
 
 def name_faults(model: ModelProto) -> Iterator[Fault]:
     """What is read is made before, by the graph or one around it; nothing is made twice; operators have a version."""
-    domains = {held.domain or "ai.onnx" for held in model.opset_import}
-    pending: list[tuple[GraphProto, frozenset[str]]] = [(model.graph, frozenset())]
-    while pending:
-        graph, outside = pending.pop()
-        known = {value.name for value in graph.input}
-        stored = [tensor.name for tensor in graph.initializer]
-        stored += [sparse.values.name for sparse in graph.sparse_initializer]
-        yield from _twice("an initializer", stored, set())
-        known.update(stored)
-        for node in graph.node:
-            where = f"{node.op_type} '{node_name(node)}'"
-            if (node.domain or "ai.onnx") not in domains:
-                yield Fault(_place(node), where, node.domain, "no version", "one in opset_import")
-            for name in node.input:
-                if name and name not in known and name not in outside:
-                    yield Fault(_place(node), where, name, "no producer before this node", "a tensor made before")
-            for body in subgraphs(node):
-                pending.append((body, outside | known))
-            yield from _twice(where, [name for name in node.output if name], known)
-            known.update(node.output)
-        for value in graph.output:
-            if value.name not in known and value.name not in outside:
-                yield Fault(value.name, f"output of graph '{graph.name}'", value.name, "no producer", "one")
+    return _graph_faults(model.graph, (), {held.domain or "ai.onnx" for held in model.opset_import})
+
+
+def _graph_faults(graph: GraphProto, outside: tuple[set[str], ...], domains: set[str]) -> Iterator[Fault]:
+    """``outside``: what each of the graphs around this one has made so far."""
+    known = {value.name for value in graph.input}
+    stored = [tensor.name for tensor in graph.initializer]
+    stored += [sparse.values.name for sparse in graph.sparse_initializer]
+    yield from _twice("an initializer", stored, set())
+    known.update(stored)
+    scopes = (*outside, known)
+    for node in graph.node:
+        where = f"{node.op_type} '{node_name(node)}'"
+        if (node.domain or "ai.onnx") not in domains:
+            yield Fault(_place(node), where, node.domain, "no version", "one in opset_import")
+        for name in node.input:
+            if name and not any(name in scope for scope in scopes):
+                yield Fault(_place(node), where, name, "no producer before this node", "a tensor made before")
+        for body in subgraphs(node):
+            yield from _graph_faults(body, scopes, domains)
+        yield from _twice(where, [name for name in node.output if name], known)
+    for value in graph.output:
+        if not any(value.name in scope for scope in scopes):
+            yield Fault(value.name, f"output of graph '{graph.name}'", value.name, "no producer", "one")
 
 
 def _place(node: NodeProto) -> str:
@@ -53,11 +54,11 @@ def _place(node: NodeProto) -> str:
 
 
 def _twice(where: str, names: Iterable[str], known: set[str]) -> Iterator[Fault]:
-    seen = known if not known else set(known)
+    """Names that are known already; all are, afterwards."""
     for name in names:
-        if name in seen:
+        if name in known:
             yield Fault(name, where, name, "a second producer", "one")
-        seen.add(name)
+        known.add(name)
 
 
 # ---- stored numbers -------------------------------------------------------------------------------------------------

@@ -104,8 +104,7 @@ class BestPaths:
         best[self.graph.outputs] = self.start
         for span, links, blocks in reversed(list(self.graph.stages())):
             if span.is_hub:  # what ends here matters as much as what goes on beside it
-                beside = self.graph.demand_target[self.graph.demand_source == span.first]
-                best[span.first] = best[beside].max(initial=best[span.first])
+                best[span.first] = best[self.graph.beside(span.first)].max(initial=best[span.first])
             for block in blocks:
                 values = self.join(self._split(block), best[block.targets].reshape(block.groups, -1, 1))
                 np.maximum.at(best, block.sources.ravel(), values.max(axis=1).ravel())
@@ -149,7 +148,7 @@ class BestPaths:
     def _forwards(self, vertex: int) -> Iterator[Slice]:
         graph, behind = self.graph, self.behind
         while behind[vertex] != self.start:
-            targets = np.concatenate((self.wiring.links_out(vertex), graph.demand_target[graph.demand_source == vertex]))
+            targets = np.concatenate((self.wiring.links_out(vertex), graph.beside(vertex)))
             same = targets[behind[targets] == behind[vertex]]
             if len(same):
                 vertex = int(same[0])

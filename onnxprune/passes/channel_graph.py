@@ -96,7 +96,7 @@ class ChannelGraph:
     ``link_gain``: links, sorted by target then source; gains are logarithms. ``demand_source``, ``demand_target``: a
     tensor with several labelled axes goes on along one of them, and others end here (a convolution sums over channels
     and ends the joints of a skeleton): no path goes this way, but what is at the source matters as the target does;
-    in the order of the sources' nodes. ``mixing_source`` (hubs), ``mixing_target``: mixing edges, sorted by target.
+    sorted by source. ``mixing_source`` (hubs), ``mixing_target``: mixing edges, sorted by target.
     ``inputs``, ``outputs``: vertices of model inputs and outputs.
     """
 
@@ -147,6 +147,11 @@ class ChannelGraph:
         for place, span in enumerate(self.spans):
             yield span, slice(int(bounds[place]), int(bounds[place + 1])), self._blocks_into.get(place, [])
 
+    def beside(self, vertex: int) -> Vertices:
+        """What a vertex matters as much as (see ``demand_source``), though no path goes there."""
+        low, high = np.searchsorted(self.demand_source, (vertex, vertex + 1))
+        return self.demand_target[low:high]
+
     def mixing_into(self, span: Span) -> slice:
         """The mixing edges (a slice of ``mixing_…``) that end in a span."""
         low, high = np.searchsorted(self.mixing_target, (span.first, span.first + span.size))
@@ -184,8 +189,7 @@ def coaccessible(graph: ChannelGraph, mask: EdgeMask, *, mixing: bool = False) -
     reaches[graph.outputs] = True
     for span, links, blocks in reversed(list(graph.stages())):
         if span.is_hub and len(graph.demand_source):
-            demands = graph.demand_source == span.first
-            reaches[span.first] |= np.any(reaches[graph.demand_target[demands]])
+            reaches[span.first] |= np.any(reaches[graph.beside(span.first)])
         for block in blocks:
             reaches[block.sources[_reaching_inputs(block, mask.get(block.node), reaches)]] = True
         live = reaches[graph.link_target[links]]
