@@ -26,6 +26,7 @@ __all__ = ["Connected", "connected_selection"]
 
 _ROUNDS = 60  # of filling up by paths
 _PATHS = 64  # completed in one round, on widths as they were at its beginning
+_SCANNED = 1 << 18  # slices looked at together, strongest first
 
 
 @dataclass
@@ -167,24 +168,41 @@ class Connected:
     def filled(self, chosen: BoolArray, budget: int) -> BoolArray:
         """More slices, with what connects them, until the budget is spent or nothing fits (bool [slices])."""
         chosen = chosen.copy()
-        possible = self.core(self.flat > -np.inf)
-        for _ in range(_ROUNDS):
-            joined = self._joined(chosen)
-            rest = self.order[possible[self.order] & ~chosen[self.order]]
-            near = rest[joined[rest]]
-            near = near[np.cumsum(self.price[near]) <= budget - self.cost(chosen)]
-            weakest = self.flat[near[-1]] if len(near) else -np.inf
-            apart = rest[~joined[rest] & (self.flat[rest] >= weakest)][:_PATHS]
-            if len(apart):
-                possible[apart] = self._connect(chosen, apart, budget)
+        rest = self.core(self.flat > -np.inf) & ~chosen
+        stale, joined, paths = True, chosen, None
+        for connecting in (*(True,) * _ROUNDS, False):
+            left = budget - self.cost(chosen)
+            if left <= 0:
+                break
+            if stale:
+                joined, paths = self._joined(chosen), None
+            near, apart = self._strongest(rest, joined, left)
+            if connecting and len(apart):
+                paths = paths or self._paths(np.where(chosen, np.inf, self.flat), np.inf, np.minimum)
+                stale = self._connect(chosen, apart, left, paths)
+                rest[apart] = False
             elif len(near):
-                chosen[near] = True
+                chosen[near], stale = True, True
             else:
                 break
-        else:
-            near = self.order[possible[self.order] & ~chosen[self.order] & self._joined(chosen)[self.order]]
-            chosen[near[np.cumsum(self.price[near]) <= budget - self.cost(chosen)]] = True
+            rest &= ~chosen
         return chosen
+
+    def _strongest(self, rest: BoolArray, joined: BoolArray, left: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of the slices that are not kept: those between connected channels that so much buys, and stronger others,
+        which cost more than one slice each; the strongest first."""
+        near, apart = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for start in range(0, len(self.order), _SCANNED):
+            run = self.order[start : start + _SCANNED]
+            run = run[rest[run]]
+            near.append(run[joined[run]])
+            apart.append(run[~joined[run]])
+            if sum(map(len, near)) >= left:
+                break
+        within, beyond = np.concatenate(near), np.concatenate(apart)
+        within = within[np.cumsum(self.price[within]) <= left]
+        weakest = self.flat[within[-1]] if len(within) else -np.inf
+        return within, beyond[self.flat[beyond] >= weakest][: _PATHS if left > 1 else 0]
 
     def _joined(self, chosen: BoolArray) -> BoolArray:
         """Slices between a channel that an input reaches and one that reaches an output (bool [slices])."""
@@ -198,19 +216,17 @@ class Connected:
                 found[self.first[self.speaker[block.node]] :][: both.size] |= both.ravel()
         return found
 
-    def _connect(self, chosen: BoolArray, apart: NDArray[np.int64], budget: int) -> BoolArray:
-        """Add those of these slices that fit with what connects them, in this order; which they are (bool, as they)."""
-        paths = self._paths(np.where(chosen, np.inf, self.flat), np.inf, np.minimum)
-        left, fits = budget - self.cost(chosen), np.zeros(len(apart), np.bool_)
-        for i, entry in enumerate(apart.tolist()):
+    def _connect(self, chosen: BoolArray, apart: NDArray[np.int64], left: int, paths: BestPaths) -> bool:
+        """Add those of these slices that fit with what connects them, in this order; whether any did."""
+        before = left
+        for entry in apart.tolist():
             new = np.unique(self._way(paths, entry))
             new = new[~chosen[new]]
             price = int(self.price[new].sum())
             if price <= left:
                 chosen[new] = True
                 left -= price
-                fits[i] = True
-        return fits
+        return left < before
 
     def _way(self, paths: BestPaths, entry: int) -> NDArray[np.int64]:
         """A slice with the widest paths to it and from it. A shared slice lies where its widest path is."""
