@@ -15,17 +15,21 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import onnx
 
+from onnxprune.bodies import laid_out
 from onnxprune.errors import ModelError
+from onnxprune.graph import Graph
 from onnxprune.input_hints import hints_of
 from onnxprune.inputs import InputSpec, Shapes, format_shapes
 from onnxprune.likely_sizes import OpenSizes, rotated
 from onnxprune.runtime import Array, Inputs, Model, load_structure, open_session, output_names, run
+from onnxprune.shapes import contradictions
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 __all__ = ["first_run", "guess_inputs", "runnable_inputs"]
 
+_Used = dict[str, tuple[int, ...]]
 _LENGTHS: Final = re.compile(r"(^|[^a-z])len(gth)?s?$")
 
 
@@ -36,8 +40,10 @@ def guess_inputs(
     batch: int | None = None,
     seed: int = 0,
     variant: int = 0,
-) -> Iterator[tuple[dict[str, tuple[int, ...]], Inputs]]:
+) -> Iterator[tuple[_Used, Inputs]]:
     """Shapes and inputs that the model may run on, likely ones first; the same for the same arguments.
+
+    After the first come the shapes that no operator of the model contradicts.
 
     Floats are standard normal; 8-bit integers take their full range; other integers are 1 in a mask, else 0
     or 1. Where the model indexes a table with them, they are its row numbers. Integers called a length
@@ -62,9 +68,10 @@ def guess_inputs(
         for spec in sizes.specs
         if _is_scalar(spec) and spec.name not in hints.rows
     }
-    candidates = sizes.likely(shapes, batch=batch, variant=variant)
-    for turn in range(max(map(len, scalars.values()), default=1)):
-        for used in candidates:
+    candidates = [sizes.shapes(each, shapes) for each in sizes.likely(shapes, batch=batch, variant=variant)]
+    turns = range(max(map(len, scalars.values()), default=1))
+    for used in _fitting_first(model, candidates):
+        for turn in turns:
             inputs = {s.name: _values(s, used[s.name], hints.rows.get(s.name), seed) for s in sizes.specs}
             for name, values in scalars.items():
                 inputs[name] = np.full_like(inputs[name], values[turn % len(values)])
@@ -79,7 +86,7 @@ def runnable_inputs(
     batch: int | None = None,
     seed: int = 0,
     variant: int = 0,
-) -> tuple[dict[str, tuple[int, ...]], Inputs]:
+) -> tuple[_Used, Inputs]:
     """The first of `guess_inputs` that the model runs on, with its shapes; see `first_run`."""
     session = session or open_session(model, provider="cpu")
     used, inputs, _ = first_run(model, session, shapes=shapes, batch=batch, seed=seed, variant=variant)
@@ -94,7 +101,7 @@ def first_run(
     batch: int | None = None,
     seed: int = 0,
     variant: int = 0,
-) -> tuple[dict[str, tuple[int, ...]], Inputs, Inputs]:
+) -> tuple[_Used, Inputs, Inputs]:
     """Shapes, inputs and outputs for the first of `guess_inputs` that the model runs on.
 
     If an output has infinities or NaNs for it (a logarithm, a square root), the floats are moved into [0, 1]
@@ -121,6 +128,19 @@ def first_run(
         except ModelError as error:
             refused.append((format_shapes(used), error))
     raise ModelError(_refusal(refused))
+
+
+def _fitting_first(model: onnx.ModelProto, candidates: Sequence[_Used]) -> Iterator[_Used]:
+    """The likeliest; if more are asked for, next those that no operator of the model contradicts, then the others."""
+    yield from candidates[:1]
+    graph = Graph(laid_out(model))
+    others = []
+    for shapes in candidates[1:]:
+        if contradictions(graph, shapes):
+            others.append(shapes)
+        else:
+            yield shapes
+    yield from others
 
 
 def _refusal(refused: Sequence[tuple[str, ModelError]]) -> str:

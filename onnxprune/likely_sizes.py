@@ -66,16 +66,16 @@ class OpenSizes:
 
     def likely(
         self, given: Shapes | None = None, *, batch: int | None = None, variant: int = 0
-    ) -> list[dict[str, tuple[int, ...]]]:
-        """Shapes of all inputs, likely ones first, at most 64.
+    ) -> list[dict[str, int]]:
+        """Sizes of all symbols, likely ones first, at most 64.
 
         Args:
-            given: shapes to be used as they are. The size they give to a named dimension holds for all inputs.
+            given: shapes of some inputs. The size they give to a named dimension holds for all inputs.
             batch: the size of all batch dimensions.
             variant: each puts other sizes (batch 1, 2, 4; image 224, 256, 320) first.
 
         Raises:
-            UsageError: ``given`` or ``batch`` do not fit the model, or leave out an input of unknown rank.
+            UsageError: ``given`` or ``batch`` do not fit the model.
         """
         fixed = self.sizes_in(given or {})
         kinds = {symbol: kind for symbol, kind in self.kinds.items() if symbol not in fixed}
@@ -84,10 +84,14 @@ class OpenSizes:
         if batch is not None and "batch" in lists:
             lists["batch"] = [batch]
         picks = (dict(zip(lists, picked, strict=True)) for picked in _nearest(list(lists.values())))
-        return [self.shapes(fixed | {s: pick[kind] for s, kind in kinds.items()}, given) for pick in picks]
+        return [fixed | {symbol: pick[kind] for symbol, kind in kinds.items()} for pick in picks]
 
     def shapes(self, sizes: Mapping[str, int], given: Shapes | None = None) -> dict[str, tuple[int, ...]]:
-        """Input → shape, for a size of every symbol; the given shapes as they are."""
+        """Input → shape, for a size of every symbol; the given shapes as they are.
+
+        Raises:
+            UsageError: ``given`` leaves out an input of unknown rank.
+        """
         given = given or {}
         return {spec.name: tuple(given.get(spec.name, ())) or _concrete(spec, sizes) for spec in self.specs}
 

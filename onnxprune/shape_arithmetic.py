@@ -22,8 +22,8 @@ TRACKED = 64  # a computed tensor with at most this many elements may be shape a
 
 def evaluate(
     node: NodeProto, arguments: Sequence[NDArray[np.generic] | None], shape: Sequence[int] | None
-) -> NDArray[np.generic] | None:
-    """The value of a node's output; None where it is no shape arithmetic, or does not follow from what is known.
+) -> list[NDArray[np.generic]]:
+    """The values of a node's outputs; none where it is no shape arithmetic, or they do not follow from what is known.
 
     Args:
         node: any node.
@@ -32,16 +32,18 @@ def evaluate(
     """
     rule = _ARITHMETIC.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if rule is None:
-        return None
+        return []
     if node.op_type in ("Shape", "Size"):
-        return None if shape is None else rule(node, [np.array(shape, np.int64)])
+        arguments = [None if shape is None else np.array(shape, np.int64)]
     if any(value is None and name for value, name in zip(arguments, node.input, strict=True)):
-        return None
+        return []
+    known = [value for value in arguments if value is not None]
     try:
         with np.errstate(all="ignore"):
-            return rule(node, [a for a in arguments if a is not None])
+            made = rule(node, known)
+            return made if isinstance(made, list) else [made]
     except (ArithmeticError, IndexError, MemoryError, TypeError, ValueError):
-        return None
+        return []
 
 
 def _ints(node: NodeProto, name: str, arguments: Sequence[NDArray[np.generic]], position: int) -> list[int] | None:
@@ -123,12 +125,44 @@ def _range(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]
     return np.arange(start, limit, delta, dtype=a[0].dtype)
 
 
-def _reduce_prod(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
-    keep = attribute(node, "keepdims")
-    axes = _ints(node, "axes", a, 1)
-    numbers = np.asarray(a[0], np.int64)
-    result = np.prod(numbers, axis=None if axes is None else tuple(axes), keepdims=keep != 0)
-    return np.asarray(result, a[0].dtype)
+def _split(node: NodeProto, a: list[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+    axis, sizes, count = attribute(node, "axis") or 0, _ints(node, "split", a, 1), len(node.output)
+    assert isinstance(axis, int)
+    each = -(-a[0].shape[axis] // count)  # the last part may be smaller
+    ends = np.cumsum(sizes)[:-1] if sizes else np.arange(1, count) * each
+    return np.split(a[0], ends, axis)
+
+
+def _reduce(function: Callable[..., object]) -> Callable[[NodeProto, list[NDArray[np.generic]]], NDArray[np.generic]]:
+    def reduced(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+        axes = _ints(node, "axes", a, 1)
+        if not axes and attribute(node, "noop_with_empty_axes"):
+            return a[0]
+        result = function(a[0], axis=tuple(axes) if axes else None, keepdims=attribute(node, "keepdims") != 0)
+        return np.asarray(result, a[0].dtype)
+
+    return reduced
+
+
+def _tile(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+    repeats = [int(n) for n in a[1]]
+    if a[0].size * prod(repeats) > TRACKED:
+        raise ValueError("too large to be shape arithmetic")
+    return np.tile(a[0], repeats)
+
+
+def _clip(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+    if not all(node.input):
+        raise ValueError("a bound is left out")
+    low, high = [*(v.item() for v in a[1:]), None, None][:2]
+    return a[0] if low is high is None else np.clip(a[0], low, high)
+
+
+def _flatten(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+    axis = attribute(node, "axis")
+    assert axis is None or isinstance(axis, int)
+    rows = prod(a[0].shape[: 1 if axis is None else axis])
+    return a[0].reshape(rows, a[0].size // max(rows, 1))
 
 
 def _reshape(node: NodeProto, a: list[NDArray[np.generic]]) -> NDArray[np.generic]:
@@ -145,7 +179,8 @@ def _plain(function: Callable[..., object]) -> Callable[[NodeProto, list[NDArray
     return lambda node, a: np.asarray(function(*a))
 
 
-_ARITHMETIC: dict[str, Callable[[NodeProto, list[NDArray[np.generic]]], NDArray[np.generic]]] = {
+_Value = NDArray[np.generic]
+_ARITHMETIC: dict[str, Callable[[NodeProto, list[_Value]], _Value | list[_Value]]] = {
     "Shape": _shape,
     "Size": _plain(lambda shape: np.prod(np.asarray(shape, np.int64))),
     "Gather": _gather,
@@ -153,12 +188,20 @@ _ARITHMETIC: dict[str, Callable[[NodeProto, list[NDArray[np.generic]]], NDArray[
     "Unsqueeze": _unsqueeze,
     "Squeeze": _squeeze,
     "Slice": _slice,
+    "Split": _split,
     "Cast": _cast,
     "Reshape": _reshape,
     "ConstantOfShape": _fill,
     "Range": _range,
     "Transpose": _transpose,
-    "ReduceProd": _reduce_prod,
+    "ReduceProd": _reduce(np.prod),
+    "ReduceSum": _reduce(np.sum),
+    "ReduceMax": _reduce(np.max),
+    "ReduceMin": _reduce(np.min),
+    "Tile": _tile,
+    "Clip": _clip,
+    "Flatten": _flatten,
+    "Sign": _plain(np.sign),
     "Expand": _plain(lambda x, shape: x * np.ones(tuple(int(d) for d in shape), x.dtype)),
     "Identity": _plain(lambda x: x),
     "Add": _plain(np.add),

@@ -25,11 +25,14 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from onnxprune.bodies import DOMAINS, MOST_NODES, RESULT, Crossing, is_marker, number, unfolded_nodes
 from onnxprune.contrib_shapes import contrib_shapes
+from onnxprune.errors import ModelError, UsageError
+from onnxprune.fitting_sizes import fitting_sizes
 from onnxprune.graph import Graph, attribute, constant_of
+from onnxprune.likely_sizes import OpenSizes
 from onnxprune.shape_arithmetic import TRACKED, evaluate
 from onnxprune.stand_ins import stand_in_shape, stand_in_type
 
-__all__ = ["Shape", "Shapes", "infer_shapes"]
+__all__ = ["Shape", "Shapes", "contradictions", "infer_shapes"]
 
 Shape = tuple[int, ...]
 IntArray = NDArray[np.int64]
@@ -49,6 +52,8 @@ class Shapes:
     ``types``: tensor → ONNX element type.
     ``taken``: owner of an If → the input of its results that is taken, whatever the model is fed.
     ``values``: tensor → value, for the small integer tensors that could be computed without running the model.
+    ``doubts``: the tensors whose operators contradict the guess: it takes no inputs of these sizes, or makes a tensor
+    without elements.
     """
 
     of: dict[str, Shape] = field(default_factory=dict)
@@ -56,6 +61,7 @@ class Shapes:
     values: dict[str, NDArray[np.generic]] = field(default_factory=dict)
     other: dict[str, Shape] = field(default_factory=dict)
     taken: Mapping[int, int] = field(default_factory=dict)
+    doubts: set[str] = field(default_factory=set)
 
     def second(self, name: str) -> Shape:
         """The shape of a tensor under the second guess, as far as it is known; else under the first."""
@@ -66,30 +72,57 @@ class Shapes:
         """Whether the size of an axis is the same under both guesses, so that it may be spelled out."""
         return self.of[name][axis] == self.second(name)[axis]
 
+    def has_no_elements(self, name: str) -> bool:
+        """Whether an image, a sequence or the like has no elements; lists of sizes and of boxes may well be empty."""
+        shape = self.of.get(name, ())
+        return len(shape) > 2 and min(shape) <= 0
 
-def infer_shapes(graph: Graph, sizes: Mapping[str, Sequence[int]] | None = None) -> Shapes:
-    """Infer every shape with the inputs at the given sizes (guessed where absent).
+
+def infer_shapes(graph: Graph) -> Shapes:
+    """Infer every shape, with guessed sizes for the open dimensions of the inputs.
 
     Where dimensions are open, a second guess tells which sizes depend on them, and which values; those are left out
-    of ``values``.
+    of ``values``. Sizes that the operators of the model contradict (an image smaller than a kernel, parts that do not
+    fit together) are replaced by likelier ones; what has one size in all of them that fit is fixed.
     """
     taken: dict[int, int] = {}
     while True:
-        found = _infer_twice(graph, sizes or {}, taken)
+        found = _infer_twice(graph, taken)
         more = _always_taken(graph, found)
         if not more:
             return found
         taken.update(more)
 
 
-def _infer_twice(graph: Graph, sizes: Mapping[str, Sequence[int]], taken: Mapping[int, int]) -> Shapes:
-    first = _infer_once(graph, sizes, _OPEN_SIZES, taken)
+def contradictions(
+    graph: Graph, shapes: Mapping[str, Sequence[int]], taken: Mapping[int, int] | None = None
+) -> set[str]:
+    """Tensors whose operators contradict these shapes of the inputs: see `Shapes.doubts`; ``taken``: see `Shapes`."""
+    return _infer_once(graph, shapes, _OPEN_SIZES, taken or {}).doubts
+
+
+def _infer_twice(graph: Graph, taken: Mapping[int, int]) -> Shapes:
+    first = _infer_once(graph, {}, _OPEN_SIZES, taken)
     if not _has_open_dims(graph):
         return Shapes(first.of, first.types, first.values, taken=taken)
     second = _infer_once(graph, {}, _OTHER_SIZES, taken)
+    if first.doubts or second.doubts:
+        first, second = _less_doubtful(graph, taken, first, second)
     held = second.values
     same = {n: v for n, v in first.values.items() if n in held and np.array_equal(v, held[n])}
     return Shapes(first.of, first.types, same, second.of, taken)
+
+
+def _less_doubtful(graph: Graph, taken: Mapping[int, int], first: Shapes, second: Shapes) -> tuple[Shapes, Shapes]:
+    """Two guesses that the operators contradict less than the given ones, where such are found."""
+    try:
+        open_sizes = OpenSizes.of(graph.model)
+        sizes, others = fitting_sizes(open_sizes, lambda each: contradictions(graph, open_sizes.shapes(each), taken))
+    except (ModelError, UsageError):  # an input of unknown rank, or that is no tensor
+        return first, second
+    fitting = _infer_once(graph, open_sizes.shapes(sizes), _OPEN_SIZES, taken)
+    other = _infer_once(graph, open_sizes.shapes(others), _OTHER_SIZES, taken)
+    return min((first, second), (fitting, other), key=lambda pair: sum(len(each.doubts) for each in pair))
 
 
 def _always_taken(graph: Graph, found: Shapes) -> dict[int, int]:
@@ -142,6 +175,7 @@ def _infer_once(graph: Graph, sizes: Mapping[str, Sequence[int]], open_sizes: Se
         while _ask_runtime(graph, light, result):
             _evaluate(graph, result, crossing)
         if not crossing.learn(graph.nodes, result.of):
+            result.doubts.update(name for node in graph.nodes for name in node.output if result.has_no_elements(name))
             return result
 
 
@@ -219,10 +253,11 @@ def _evaluate(graph: Graph, result: Shapes, crossing: Crossing) -> None:
         if prod(tensor.dims) <= TRACKED and not tensor.external_data and tensor.data_type != TensorProto.STRING:
             result.values[name] = graph.values(name)
     for node in graph.nodes:
-        value = _value_of(node, result)
-        if value is not None and value.size <= TRACKED:
-            result.values[node.output[0]] = value
-            result.of[node.output[0]] = value.shape
+        values = _values_of(node, result)
+        if values and all(value.size <= TRACKED for value in values):
+            made = {name: value for name, value in zip(node.output, values, strict=False) if name}
+            result.values.update(made)
+            result.of.update((name, value.shape) for name, value in made.items())
         elif is_marker(node):
             _cross(node, result, crossing)
         elif any(name and name not in result.of for name in node.output):
@@ -271,7 +306,11 @@ def _infer_node(graph: Graph, node: NodeProto, result: Shapes) -> None:
         found = onnx.shape_inference.infer_node_outputs(
             schema, node, kinds, data, opset_imports=list(graph.model.opset_import)
         )
-    except Exception:  # no schema, or inputs of unknown shape: ONNX Runtime is asked next, else the op stays opaque
+    except onnx.defs.SchemaError:  # ONNX Runtime is asked next, else the op stays opaque
+        return
+    except Exception:  # inputs of unknown shape, or of sizes that contradict the operator
+        if len(known) == sum(map(bool, node.input)):
+            result.doubts.add(next(filter(None, node.output)))
         return
     for name, kind in found.items():
         value = ValueInfoProto(name=name)
@@ -296,7 +335,7 @@ def _cropped(node: NodeProto, shape: Shape) -> Shape:
     return (*shape[:2], shape[2] - top - bottom, shape[3] - left - right)
 
 
-def _value_of(node: NodeProto, result: Shapes) -> NDArray[np.generic] | None:
+def _values_of(node: NodeProto, result: Shapes) -> list[NDArray[np.generic]]:
     arguments = [result.values.get(name) if name else None for name in node.input]
     return evaluate(node, arguments, result.of.get(next(iter(node.input), "")))
 

@@ -384,3 +384,15 @@ def test_inputs_have_to_fit_the_model(inputs: Inputs, message: str) -> None:
 def test_importing_loads_neither_torch_nor_onnx_runtime() -> None:
     code = "import sys, onnxprune.runtime; sys.exit('torch' in sys.modules or 'onnxruntime' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_sizes_that_contradict_the_model_are_tried_last() -> None:
+    """Only an image of 32 rows leaves the single row that a Squeeze takes."""
+    source = parser.parse_model("""<ir_version: 8, opset_import: ["" : 11]>
+        g (float[N, 3, H, W] x) => (float[N, 4, A] q)
+        { w = ConstantOfShape(s) p = Conv(x, w) q = Squeeze<axes=[2]>(p) }""")
+    source.graph.initializer.append(numpy_helper.from_array(np.array([4, 3, 32, 1]), "s"))
+    tried = [shapes["x"][2] for shapes, _ in guess_inputs(source)]
+    assert tried[0] == 224  # the likeliest, before the model is looked at
+    assert tried[1] == 32
+    assert runnable_inputs(source)[0]["x"][2] == 32
