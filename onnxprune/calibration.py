@@ -3,7 +3,7 @@
 The same input has to give the same model, so nothing is measured on the way: ``prune`` decides by constants that are
 shipped, or by those that ``onnxprune calibrate`` has measured and stored. They are rounded to two digits and kept
 within a factor of eight of the shipped ones, so that a disturbed measurement cannot lead far astray. What a plan
-removes never depends on them; only how the model that is left is written.
+removes depends on them only where dead channels may stay in lossless mode; else, only how what is left is written.
 
 The file is ``onnxprune/latency.json`` in $XDG_CACHE_HOME (~/.cache), an entry for each ONNX Runtime version, provider
 and processor. Deleting it brings the shipped constants back; a file that cannot be read counts as none.
@@ -55,6 +55,7 @@ _PROBES = {
     "blocked": _Probe("Conv", (1, 64, 32, 32), 8, 64 * 64 * 9 * 32 * 32, (64, 64, 3, 3)),
     "multiplied": _Probe("MatMul", (256, 256), 8, 256**3, (256, 256)),
     "loaded": _Probe("MatMul", (1, 2048), 4, 2048**2, (2048, 2048)),
+    "depthwise": _Probe("Conv", (1, 33, 64, 64), 4, 33 * 9 * 64 * 64, (33, 1, 3, 3)),
     "ordered": _Probe("Conv", (1, 17, 128, 128), 1, 17 * 9 * 128 * 128, (1, 17, 3, 3)),
 }
 
@@ -124,6 +125,7 @@ def _node(probe: _Probe, data: str, made: str) -> NodeProto:
     node = onnx.helper.make_node(probe.operator, inputs, [made])
     if probe.operator == "Conv":
         node.attribute.append(onnx.helper.make_attribute("pads", [1] * 4))
+        node.attribute.append(onnx.helper.make_attribute("group", probe.data[1] // probe.weight[1]))
     return node
 
 
@@ -173,5 +175,6 @@ def described(target: Target) -> str:
     units = {"start": "µs for any node", "loaded": "numbers of a weight read by µs",
              "near": "numbers written by µs, in the cache", "far": "numbers written by µs, beyond it",
              "ordered": "numbers brought into columns by µs", "blocked": "multiply-accumulates by µs, convolutions",
-             "multiplied": "multiply-accumulates by µs, products of matrices"}  # fmt: skip
+             "multiplied": "multiply-accumulates by µs, products of matrices",
+             "depthwise": "multiply-accumulates by µs, depthwise convolutions without blocks"}  # fmt: skip
     return "\n".join(f"{asdict(target)[name]:>10g}  {unit}" for name, unit in units.items())

@@ -164,7 +164,7 @@ def _same(a: Path, b: Path) -> bool:
     "--align",
     metavar="auto|N|none",
     help="Steps that kept channel counts fall on; auto (default with --sparsity): the block of the target's "
-    "kernels; none: the default of lossless mode.",
+    "kernels; none: any. Lossless mode, by default, leaves dead channels only where it would be slower without them.",
 )
 @_renorm
 @click.option(

@@ -36,6 +36,7 @@ from onnxprune.model_io import LoadedModel, load, save
 from onnxprune.ops import build_map
 from onnxprune.passes.channel_graph import EdgeMask
 from onnxprune.passes.cost import MEASURES, Measure, cost_of
+from onnxprune.passes.dead_widths import worth_keeping
 from onnxprune.passes.flow import Blocks
 from onnxprune.passes.fold import Dead, dead_groups, fold, nonzero_slices, same_channels, signal_blocks
 from onnxprune.passes.kernel_scores import KERNEL_METHODS
@@ -74,7 +75,7 @@ class Options:
 
     ``sparsity`` in [0, 1): share of ``measure`` to remove; None: only what provably does not matter.
     ``keep``: patterns of node and tensor names whose channels are left alone.
-    ``align``: None is ``auto`` with a sparsity; in lossless mode everything dead goes.
+    ``align``: None is ``auto`` with a sparsity; in lossless mode, dead channels stay only where it is faster.
     ``restructure``: whether layers read only the channels they have kernels for: where it pays, always or never.
     ``norm_grid``: frequencies per axis that operator norms look at; None: as many as keep the error below 1 %.
     """
@@ -230,8 +231,9 @@ def prune(
             ``topology``, ``l1`` or ``sv``.
         granularity: what is chosen: ``channel``, or ``kernel`` (slices of weights between two channels).
         keep: patterns of node or tensor names whose channels are left alone.
-        align: ``auto``, ``none`` or a step that kept widths fall on; None is ``auto`` with a sparsity and ``none``
-            without (in lossless mode, ``auto`` leaves dead channels where removing them would leave an odd width).
+        align: ``auto``, ``none`` or a step that kept widths fall on; None is ``auto`` with a sparsity. In lossless
+            mode, ``auto`` leaves dead channels where removing them would leave an odd width, None only where that
+            would be slower, and ``none`` nowhere.
         allow_renorm: also prune channels that a normalisation runs over (not exact; without a sparsity, ignored).
         restructure: let layers read only the channels they have kernels for: ``auto`` where it pays, ``always``
             wherever it can be done, ``never``.
@@ -443,9 +445,13 @@ def _choose(
 
 
 def _aligned(original: ChannelMap, keep: BoolArray, options: Options) -> BoolArray:
-    """What is not dead, and as much of the rest as makes good widths (with a sparsity by default, else on request)."""
-    align = options.align or ("none" if options.sparsity is None else "auto")
-    return round_up(original, keep, parse_alignment(align, options.provider)) if align != "none" else keep
+    """What is not dead, and as much of the rest as makes good widths (in lossless mode by default: where that pays)."""
+    if options.align == "none":
+        return keep
+    rounded = round_up(original, keep, parse_alignment(options.align or "auto", options.provider))
+    if options.align is None and options.sparsity is None:
+        return worth_keeping(original, keep, rounded, target_of(options.provider))
+    return rounded
 
 
 def _selected(

@@ -15,7 +15,7 @@ from onnx import NodeProto
 from onnxprune.graph import attribute
 from onnxprune.shapes import Shape
 
-__all__ = ["Target", "microseconds", "unfused"]
+__all__ = ["Convolution", "Target", "convolution", "is_fused", "microseconds", "unfused"]
 
 _VIEWS = frozenset("Constant Flatten Identity Reshape Shape Size Squeeze Unsqueeze".split())
 _COPIES = frozenset("Concat DepthToSpace Expand Gather Pad Slice SpaceToDepth Split Tile Transpose".split())
@@ -23,14 +23,15 @@ _CONTRACTIONS = frozenset("Conv ConvTranspose FusedConv FusedGemm FusedMatMul Ge
 _FUSING = frozenset(("Conv", "FusedConv"))
 _FUSED = frozenset("BatchNormalization Clip Relu LeakyRelu Sigmoid Tanh HardSigmoid".split())
 """Operators that disappear into the convolution before them."""
+_STRIDED = 2.5  # times as long for columns with gaps
 
 
 @dataclass(frozen=True)
 class Target:
     """What a target takes. ``start``: µs for any node. By µs: numbers written by copies and element-wise functions, for
     the first ``cached`` of a tensor (``near``) and beyond (``far``); numbers brought from or into blocks or columns
-    (``ordered``), read as a weight (``loaded``), or found by an index (``picked``); multiply-accumulates, in blocks (``blocked``) and in products of
-    matrices (``multiplied``). ``block``: channels of a block of its convolutions; 0 where there are none.
+    (``ordered``), read as a weight (``loaded``), or found by an index (``picked``); multiply-accumulates, in blocks (``blocked``), in products of
+    matrices (``multiplied``) and in depthwise convolutions without blocks (``depthwise``). ``block``: channels of a block of its convolutions; 0 where there are none.
 
     The defaults are those of ONNX Runtime on one thread with AVX-512.
     """
@@ -44,6 +45,7 @@ class Target:
     picked: float = 100.0
     blocked: float = 50000.0
     multiplied: float = 75000.0
+    depthwise: float = 4000.0
     block: int = 16
 
 
@@ -61,9 +63,14 @@ def microseconds(target: Target, node: NodeProto, shapes: Mapping[str, Shape], a
         return target.start + _product(target, node, shapes, made)
     if op in _COPIES:
         return target.start + _written(target, made) + (_picking(target, node, shapes, made) if op == "Gather" else 0)
-    if op in _FUSED and after in _FUSING:
+    if is_fused(node, after):
         return 0.0
     return _elementwise(target, node, shapes)
+
+
+def is_fused(node: NodeProto, after: str) -> bool:
+    """Whether a node is computed along with the convolution before it; ``after``: the operator before it."""
+    return node.op_type in _FUSED and after in _FUSING
 
 
 def unfused(target: Target, node: NodeProto, shapes: Mapping[str, Shape]) -> float:
@@ -99,34 +106,70 @@ def _product(target: Target, node: NodeProto, shapes: Mapping[str, Shape], made:
     return max(work / target.multiplied, prod(weight) / target.loaded)
 
 
-def _convolution(target: Target, node: NodeProto, shapes: Mapping[str, Shape]) -> float:
-    """Blocked, with the last block of outputs computed whole and picked apart; or as a product of matrices, with the
-    image in columns, which costs more once several outputs read them. What is read or made out of blocks has to leave
-    them, or to enter them again.
+@dataclass(frozen=True)
+class Convolution:
+    """``time`` in µs, without that of entering or leaving blocks."""
+
+    time: float = 0.0
+    reads_blocks: bool = False
+    makes_blocks: bool = False
+
+
+def convolution(target: Target, node: NodeProto, shapes: Mapping[str, Shape]) -> Convolution:
+    """How a convolution is computed: in blocks, with the last block of outputs computed whole and picked apart; or as a
+    product of matrices, with the image in columns, which costs more once several outputs read them.
 
     ONNX Runtime computes two-dimensional convolutions in blocks, but for those that read a block of channels or more,
-    and no multiple of 4.
+    and no multiple of 4, and for depthwise ones of such a width. Fewer channels than a block are read as they are.
     """
     weight, made = shapes.get(node.input[1], ()), shapes.get(node.output[0], ())
     if len(weight) < 3 or len(made) != len(weight):
-        return 0.0  # not known
-    groups = attribute(node, "group")
-    count = groups if isinstance(groups, int) else 1
+        return Convolution()  # not known
+    count = _groups(node, shapes)
     read, out, kernel, space = weight[1], made[1] // count, prod(weight[2:]), made[0] * prod(made[2:])
+    blocked = len(weight) == 4 and target.block > 0 and _is_blocked(target, count, read, out)
     if count > 1 and read == out == 1:
-        return 2 * made[1] * kernel * space / target.blocked + made[1] * space / target.ordered
-    plain = prod(shapes.get(node.input[0], ())) / target.ordered if target.block and count == 1 else 0.0
-    if len(weight) == 4 and target.block and _is_blocked(target, count, read, out):
+        if not target.block or blocked:
+            time = 2 * made[1] * kernel * space / target.blocked + made[1] * space / target.ordered
+        else:
+            time = made[1] * kernel * space * _stride(node) / target.depthwise
+        return Convolution(time, blocked, blocked)
+    if blocked:
         width = ceil(out / target.block) * target.block
+        deep = read if read < target.block else ceil(read / target.block) * target.block
         apart = width * space if out < target.block or out % 4 else 0
-        time = count * (read * width * kernel * space / target.blocked + apart / target.ordered)
-        return time + (plain if read < target.block else 0.0)
-    plain += count * out * space / target.ordered if target.block and count == 1 else 0.0
+        time = count * (deep * width * kernel * space / target.blocked + apart / target.ordered)
+        return Convolution(time, read >= target.block, True)
     columns = read * kernel * space * (1.6 if out > 1 else 1) if kernel > 1 else 0
-    return plain + count * (read * out * kernel * space / target.multiplied + columns / target.ordered + target.start)
+    time = count * (read * out * kernel * space / target.multiplied + columns / target.ordered + target.start)
+    return Convolution(time)
+
+
+def _convolution(target: Target, node: NodeProto, shapes: Mapping[str, Shape]) -> float:
+    """Time of a convolution among others that are computed in blocks."""
+    found = convolution(target, node, shapes)
+    if not target.block or _groups(node, shapes) > 1:
+        return found.time
+    crossing = 0 if found.reads_blocks else prod(shapes.get(node.input[0], ()))
+    crossing += 0 if found.makes_blocks else prod(shapes.get(node.output[0], ()))
+    return found.time + crossing / target.ordered
+
+
+def _groups(node: NodeProto, shapes: Mapping[str, Shape]) -> int:
+    """Groups of a convolution, by what it reads: a pruned one has fewer than its attribute says."""
+    data, weight = shapes.get(node.input[0], ()), shapes.get(node.input[1], ())
+    return max(data[1] // weight[1], 1) if len(data) > 1 and len(weight) > 1 and weight[1] else 1
+
+
+def _stride(node: NodeProto) -> float:
+    """How much longer columns take that are not read one after the other."""
+    strides = attribute(node, "strides")
+    return _STRIDED if isinstance(strides, list) and max(strides) > 1 else 1.0
 
 
 def _is_blocked(target: Target, groups: int, read: int, out: int) -> bool:
+    if groups > 1 and read == out == 1:
+        return groups % 4 == 0
     if groups > 1:
         return read % target.block == out % target.block == 0
     return read < target.block or read % 4 == 0
