@@ -15,7 +15,7 @@ from onnxprune.channels import ChannelMap
 from onnxprune.kernel_budget import plain_connectivity
 from onnxprune.layers import Census, Layer, census, layers
 from onnxprune.listed_chains import ListedChain, strongest_chains
-from onnxprune.model_io import load
+from onnxprune.model_io import LoadedModel, loaded
 from onnxprune.passes.cost import Measure
 from onnxprune.passes.flow import flow
 from onnxprune.passes.fold import dead_groups, signal_blocks
@@ -72,7 +72,7 @@ class Inspection:
 
 
 def inspect(
-    model: ModelProto | str | Path,
+    model: ModelProto | LoadedModel | str | Path,
     *,
     keep: Sequence[str] = (),
     allow_renorm: bool = False,
@@ -90,10 +90,8 @@ def inspect(
 
     Raises: UsageError, ModelError as ``prune`` does.
     """
-    if not isinstance(model, ModelProto):
-        loaded = load(model)
-        model, folder = loaded.proto, loaded.folder
-    channel_map = map_channels(model, Options(keep=tuple(keep), allow_renorm=allow_renorm), folder)
+    source = loaded(model, folder)
+    channel_map = map_channels(source.proto, Options(keep=tuple(keep), allow_renorm=allow_renorm), source.folder)
     kernels = kernels_of(channel_map)
     return Inspection(
         sizes=sizes(channel_map),

@@ -1,9 +1,10 @@
-"""Models on disk: loaded with everything that can be wrong checked once, saved whole or not at all.
+"""Models on disk or in memory: everything that can be wrong checked once; saved whole or not at all.
 
 **Load.** The proto is read without its external data, and then believed only as far as it has been checked,
 so that no later stage has to: every tensor holds the bytes its shape and type ask for (`files.tensor_bytes`),
 external data lies inside the model's folder (`files.external_data`), each name is made once and before it is read
-(`files.node_order`). The checks compare lengths and names, they never touch a weight.
+(`files.node_order`). The checks compare lengths and names, they never touch a weight. What a caller built in memory
+is checked in the same way.
 
 **Save.** Everything is written into a temporary folder beside OUT, flushed to the disk, verified there if the
 caller wants to, and then renamed into place (`files.staging`). Until the last rename, a failure leaves what was
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
@@ -34,13 +35,13 @@ from onnx.external_data_helper import uses_external_data
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.files.data_file import write_data
 from onnxprune.files.external_data import DataFiles
-from onnxprune.files.node_order import arrange
+from onnxprune.files.node_order import arrange, out_of_order
 from onnxprune.files.outline import outline_of, places_of
 from onnxprune.files.staging import commit, flush, reporting, staging_folder
 from onnxprune.files.tensor_bytes import check_tensor, raw_size, tensors
 from onnxprune.files.wire_format import fields, raw_lengths
 
-__all__ = ["LoadedModel", "check_writable", "default_output", "load", "save"]
+__all__ = ["LoadedModel", "check_writable", "checked", "default_output", "load", "loaded", "save"]
 
 _PROTOBUF_LIMIT = 2**31 - 1
 """Bytes a protobuf message can have, https://protobuf.dev/programming-guides/proto-limits/."""
@@ -52,14 +53,14 @@ _INSIDE_LIMIT = 2_000_000_000
 class LoadedModel:
     """A model that was checked, and where it came from.
 
-    ``folder`` is where external data lies (None: everything is inside); ``file_size`` is the bytes of the
-    model file and of its ``data_files`` together.
+    ``path`` and ``file_size`` are None for a model in memory. ``folder`` is where external data lies (None:
+    everything is inside); ``file_size`` is the bytes of the model file and of its ``data_files`` together.
     """
 
     proto: ModelProto
-    path: Path
+    path: Path | None
     folder: Path | None
-    file_size: int
+    file_size: int | None
     data_files: tuple[Path, ...] = ()
 
 
@@ -71,6 +72,41 @@ def default_output(path: str | Path) -> Path:
 
 
 # ---- load
+
+
+def loaded(model: ModelProto | LoadedModel | str | Path, folder: str | Path | None = None) -> LoadedModel:
+    """A model that was checked, from wherever it comes; ``folder`` is where the external data of one in memory lies.
+
+    Raises: UsageError and ModelError as ``load`` does; UsageError for what is no model at all.
+    """
+    if isinstance(model, LoadedModel):
+        return model
+    if isinstance(model, ModelProto):
+        return checked(model, folder)
+    if isinstance(model, str | Path):
+        return load(model)
+    raise UsageError(f"a model is given as {type(model).__name__}, expected a path or an onnx.ModelProto")
+
+
+def checked(proto: ModelProto, folder: str | Path | None = None) -> LoadedModel:
+    """Check a model in memory as ``load`` checks a file; it is not changed, where nodes have to be sorted a copy is.
+
+    Args:
+        proto: the model.
+        folder: where its external data lies.
+
+    Raises: ModelError where it contradicts itself, or keeps weights in other files and ``folder`` is not given.
+    """
+    files = DataFiles(Path(folder)) if folder is not None else None
+    try:
+        _check(proto, files, repeat(None))
+        if out_of_order(proto):
+            proto = _copied(proto)
+            arrange(proto)
+    except OSError as error:
+        raise ModelError(f"the external data in '{folder}' cannot be read: {error.strerror or error}") from None
+    outside = tuple(sorted(files.sizes)) if files is not None else ()
+    return LoadedModel(proto, None, Path(folder) if folder is not None and outside else None, None, outside)
 
 
 def load(path: str | Path) -> LoadedModel:
@@ -87,13 +123,8 @@ def load(path: str | Path) -> LoadedModel:
     try:
         content = _content(path)
         proto = _parsed(content)
-        _check_model(proto)
         files = DataFiles(path.parent)
-        lengths = chain(raw_lengths(proto, content), repeat(None))
-        for tensor, length in zip(tensors(proto), lengths, strict=False):
-            check_tensor(tensor, length)
-            if uses_external_data(tensor):
-                files.range_of(tensor)
+        _check(proto, files, chain(raw_lengths(proto, content), repeat(None)))
         arrange(proto)
     except OSError as error:
         raise ModelError(f"'{path}' cannot be read: {error.strerror or error}") from None
@@ -147,6 +178,27 @@ def _damage(content: bytes) -> str:
     return "not an ONNX model, or a damaged one"
 
 
+def _check(proto: ModelProto, files: DataFiles | None, lengths: Iterable[int | None]) -> None:
+    """Everything but names and order. ``lengths``: bytes of raw data of the first tensors, where known."""
+    _check_model(proto)
+    for tensor, length in zip(tensors(proto), lengths, strict=False):
+        check_tensor(tensor, length)
+        if not uses_external_data(tensor):
+            continue
+        if files is None:
+            raise ModelError(
+                f"tensor {tensor.name!r} keeps its data in another file; say in which folder that is (folder), "
+                "or give the model by its path"
+            )
+        files.range_of(tensor)
+
+
+def _copied(proto: ModelProto) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    return copy
+
+
 def _check_model(proto: ModelProto) -> None:
     """Presence of what every model has."""
     if not proto.HasField("graph"):
@@ -154,7 +206,7 @@ def _check_model(proto: ModelProto) -> None:
     if not proto.graph.output:
         raise ModelError("the graph has no outputs, so nothing in it matters")
     if proto.ir_version >= 3 and not proto.opset_import:
-        raise ModelError("no operator set is named (opset_import); the file may be cut short")
+        raise ModelError("no operator set is named (opset_import); the model may be cut short")
 
 
 # ---- save
@@ -227,12 +279,11 @@ def _check_place(out: Path, source: LoadedModel | None) -> None:
         raise UsageError(f"'{out}' cannot be written: it is {_kind(out)}; choose another name")
     if out.exists() and not os.access(out, os.W_OK):
         raise ModelError(f"'{out}' cannot be written: it is write-protected; choose another name")
-    if source is not None and out.resolve() != source.path.resolve():
+    if source is not None and (source.path is None or out.resolve() != source.path.resolve()):
         for file in (out, _data_path(out)):
             if file.resolve() in source.data_files:
-                raise UsageError(
-                    f"'{file}' holds weights of '{source.path}'; choose another name for '{out}'"
-                )
+                whose = f"'{source.path}'" if source.path else "the model"
+                raise UsageError(f"'{file}' holds weights of {whose}; choose another name for '{out}'")
 
 
 def _write(proto: ModelProto, staged: Path, source: LoadedModel | None) -> list[Path]:

@@ -32,7 +32,7 @@ from onnxprune.inputs import Shapes
 from onnxprune.kernel_budget import Budget, Connectivity, Fitted, connectivity, within_budget
 from onnxprune.layers import Census, Layer, census, layers, what_remains
 from onnxprune.measure import count_weights
-from onnxprune.model_io import LoadedModel, load, save
+from onnxprune.model_io import LoadedModel, loaded, save
 from onnxprune.ops import build_map
 from onnxprune.passes.channel_graph import EdgeMask
 from onnxprune.passes.cost import MEASURES, Measure, cost_of
@@ -258,10 +258,8 @@ def prune(
         >>> result = onnxprune.prune("model.onnx", sparsity=0.9)  # doctest: +SKIP
         >>> result.save("model.small.onnx")  # doctest: +SKIP
     """
-    source = load(model) if isinstance(model, str | Path) else model if isinstance(model, LoadedModel) else None
-    if source is not None:
-        folder = source.folder
-    proto = model if isinstance(model, ModelProto) else source.proto  # type: ignore[union-attr]
+    source = loaded(model, folder)
+    proto, folder = source.proto, source.folder
     options = Options(sparsity, measure, method, granularity, tuple(keep), align, allow_renorm, seed, provider,
                       restructure, norm_grid)  # fmt: skip
     options = options if plan is None else _as_planned(options, plan)

@@ -59,9 +59,9 @@ class Terminal:
             ("kernel slices", result.before.kernels, result.after.kernels),
         ):
             table.add_row(name, _count(before), _count(after), _ratio(before, after))
-        if result.source:
-            before, after = result.source.file_size, file_bytes(out)
-            table.add_row("file", _bytes(before), _bytes(after), _ratio(before, after))
+        if result.source and result.source.file_size:
+            stored, written = result.source.file_size, file_bytes(out)
+            table.add_row("file", _bytes(stored), _bytes(written), _ratio(stored, written))
         if len(latencies) == 2:
             a, b = latencies
             name = (

@@ -577,7 +577,7 @@ def test_data_goes_back_when_the_model_cannot_follow(
 def test_full_disk(small_disk: Path, tmp_path_factory: pytest.TempPathFactory, external: bool) -> None:
     elsewhere = tmp_path_factory.mktemp("source")
     source = load(external_model(elsewhere, weights_of(1000)))
-    model = source.proto if external else onnx.load(source.path)
+    model = source.proto if external else onnx.load(elsewhere / "model.onnx")
     (small_disk / "out.onnx").write_bytes(b"old")
     check_writable(small_disk / "out.onnx")
     with pytest.raises(ModelError, match="the disk is full"):

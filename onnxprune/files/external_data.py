@@ -40,7 +40,7 @@ class DataFiles:
         """Where a tensor's bytes lie. Raises ModelError where they cannot be what the tensor declares."""
         entries = {entry.key: entry.value for entry in tensor.external_data}
         if len(entries) < len(tensor.external_data):
-            raise ModelError(f"tensor {tensor.name!r} says twice where its external data is; the file is damaged")
+            raise ModelError(f"tensor {tensor.name!r} says twice where its external data is; the model is damaged")
         file = self._file(entries.get("location", ""), tensor.name)
         try:
             offset = int(entries.get("offset", 0))

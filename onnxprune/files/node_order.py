@@ -18,11 +18,14 @@ from onnx import GraphProto, ModelProto, NodeProto
 from onnxprune.errors import ModelError
 from onnxprune.graph import node_name, subgraphs
 
-__all__ = ["arrange"]
+__all__ = ["Scope", "arrange", "out_of_order"]
 
 @dataclass
-class _Scope:
-    """A graph, a body or a function: nodes, the names they may start from, what must be made in the end."""
+class Scope:
+    """A graph, a body or a function: nodes, the names they may start from, what must be made in the end.
+
+    ``order``: the nodes in topological order, where they are not; else empty.
+    """
 
     where: str
     nodes: Sequence[NodeProto]
@@ -31,6 +34,7 @@ class _Scope:
     results: list[str]
     owner: tuple[int, int] | None = None
     captured: dict[int, list[str]] | None = None
+    order: Sequence[NodeProto] = ()
 
 
 def arrange(model: ModelProto) -> None:
@@ -39,9 +43,16 @@ def arrange(model: ModelProto) -> None:
     A body may read what the graphs around it make; the node that carries it then waits for these.
     Raises: ModelError for names made twice or by nobody, and for cycles.
     """
+    for scope in out_of_order(model):
+        rank = {id(node): k for k, node in enumerate(scope.order)}
+        scope.nodes.sort(key=lambda node, rank=rank: rank[id(node)])  # type: ignore[attr-defined]  # in place, weights stay put
+
+
+def out_of_order(model: ModelProto) -> list[Scope]:
+    """The graphs, bodies and functions that ``arrange`` sorts, innermost first; raises as it does, changes nothing."""
     scopes = _scopes(model)
     for scope in reversed(scopes):  # bodies come after what carries them
-        free = _arrange_scope(scope)
+        free = _order_scope(scope)
         if scope.owner is None and free:
             name, reader = next(iter(free.items()))
             raise ModelError(f"{reader} reads {name!r}, which is no input, not stored, and made by no node")
@@ -49,13 +60,14 @@ def arrange(model: ModelProto) -> None:
             carrier, node = scopes[scope.owner[0]], scope.owner[1]
             carrier.captured = carrier.captured or {}
             carrier.captured.setdefault(node, []).extend(free)
+    return [scope for scope in reversed(scopes) if scope.order]
 
 
-def _scopes(model: ModelProto) -> list[_Scope]:
+def _scopes(model: ModelProto) -> list[Scope]:
     found = [_graph_scope(model.graph, "the graph", None)]
     for function in model.functions:
         inputs, results = list(function.input), list(function.output)
-        found.append(_Scope(f"function {function.name!r}", function.node, inputs, [], results))
+        found.append(Scope(f"function {function.name!r}", function.node, inputs, [], results))
     for i, scope in enumerate(found):  # grows on the way
         for k, node in enumerate(scope.nodes):
             for body in subgraphs(node):
@@ -63,15 +75,15 @@ def _scopes(model: ModelProto) -> list[_Scope]:
     return found
 
 
-def _graph_scope(graph: GraphProto, where: str, owner: tuple[int, int] | None) -> _Scope:
+def _graph_scope(graph: GraphProto, where: str, owner: tuple[int, int] | None) -> Scope:
     stored = [tensor.name for tensor in graph.initializer]
     stored += [sparse.values.name for sparse in graph.sparse_initializer]
     inputs, outputs = [value.name for value in graph.input], [value.name for value in graph.output]
-    return _Scope(where, graph.node, inputs, stored, outputs, owner)
+    return Scope(where, graph.node, inputs, stored, outputs, owner)
 
 
-def _arrange_scope(scope: _Scope) -> dict[str, str]:
-    """Sort one scope. Returns what it reads from around it: name → who reads it."""
+def _order_scope(scope: Scope) -> dict[str, str]:
+    """Find the order of one scope. Returns what it reads from around it: name → who reads it."""
     nodes = list(scope.nodes)
     _check_names(scope, nodes, [name for node in nodes for name in node.output if name])
     reads = [[name for name in node.input if name] for node in nodes]
@@ -85,25 +97,25 @@ def _arrange_scope(scope: _Scope) -> dict[str, str]:
         free.update({name: f"node {node_name(node)!r}" for name in names if name not in known})
     before = [{maker[name] for name in names if name in maker} for names in reads]
     if any(makers and max(makers) >= k for k, makers in enumerate(before)):
-        _sort(scope, nodes, before)
+        scope.order = _sorted(scope, nodes, before)
     return free
 
 
-def _check_names(scope: _Scope, nodes: Sequence[NodeProto], made: Sequence[str]) -> None:
+def _check_names(scope: Scope, nodes: Sequence[NodeProto], made: Sequence[str]) -> None:
     """Names are text, and each tensor has its own. (An initializer may be declared as an input, too.)"""
     called = [name for node in nodes for name in (node.name, node.op_type, node.domain, *node.input)]
     for names in (called, made, scope.inputs, scope.stored, scope.results):
         if bytes in map(type, names):
             broken = next(name for name in names if not isinstance(name, str))
-            raise ModelError(f"a name in {scope.where} is not UTF-8 text ({broken!r}); the file is damaged")
+            raise ModelError(f"a name in {scope.where} is not UTF-8 text ({broken!r}); the model is damaged")
     for names in ([*scope.inputs, *made], [*scope.stored, *made]):
         if len(set(names)) < len(names):
             double = next(name for name, count in Counter(names).items() if count > 1)
             raise ModelError(f"tensor {double!r} is there twice in {scope.where}; names have to differ")
 
 
-def _sort(scope: _Scope, nodes: Sequence[NodeProto], before: Sequence[set[int]]) -> None:
-    """Reorder nodes: of those whose inputs are made, always the first in the old order (Kahn)."""
+def _sorted(scope: Scope, nodes: Sequence[NodeProto], before: Sequence[set[int]]) -> list[NodeProto]:
+    """The nodes in order: of those whose inputs are made, always the first in the old order (Kahn)."""
     after: list[list[int]] = [[] for _ in nodes]
     for k, makers in enumerate(before):
         for made in makers:
@@ -120,8 +132,7 @@ def _sort(scope: _Scope, nodes: Sequence[NodeProto], before: Sequence[set[int]])
                 heapq.heappush(ready, reader)
     if len(rank) < len(nodes):
         raise ModelError(f"{scope.where} has a cycle: {_cycle(nodes, before, rank)}")
-    place = {id(node): rank[k] for k, node in enumerate(nodes)}
-    scope.nodes.sort(key=lambda node: place[id(node)])  # type: ignore[attr-defined]  # in place, weights stay put
+    return [nodes[k] for k in rank]
 
 
 def _cycle(nodes: Sequence[NodeProto], before: Sequence[set[int]], sorted_: dict[int, int]) -> str:
