@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
+import numpy as np
 
 from onnxprune.bench import Latency, benchmark
 from onnxprune.calibration import cache_file, calibrate, described
@@ -433,7 +434,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str], interruptions: list[int]) -> int:
     try:
-        with _cli.make_context("onnxprune", arguments) as context:
+        # Weights that are not finite, or nearly so, are no news for stderr.
+        with np.errstate(all="ignore"), _cli.make_context("onnxprune", arguments) as context:
             _cli.invoke(context)
         return 0
     except click.exceptions.Exit as done:
@@ -449,6 +451,8 @@ def _run(arguments: list[str], interruptions: list[int]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except UnicodeDecodeError as error:
+        return _fail(f"text that is not UTF-8 ({error.reason}); nothing was written", 1)
     except Exception as error:
         if interruptions:
             return _fail("interrupted; nothing was written", 1)
@@ -461,5 +465,6 @@ def _run(arguments: list[str], interruptions: list[int]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"onnxprune: error: {message}", err=True)
+    """One line, whatever names are in it."""
+    click.echo(f"onnxprune: error: {' '.join(message.splitlines())}", err=True)
     return code

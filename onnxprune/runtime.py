@@ -286,6 +286,15 @@ def run(session: InferenceSession, inputs: Inputs) -> Inputs:
         raise ModelError(f"ONNX Runtime cannot run the model: {_condensed(error)}") from None
 
 
+def run_bound(session: InferenceSession, binding: IOBinding) -> None:
+    """Run a session on what is bound. Raises ModelError where ONNX Runtime cannot."""
+    try:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+    except _failures() as error:
+        raise ModelError(f"ONNX Runtime cannot run the model: {_condensed(error)}") from None
+
+
 def output_names(session: InferenceSession) -> list[str]:
     """The outputs, all of them tensors. Raises ModelError where one is not."""
     for value in session.get_outputs():

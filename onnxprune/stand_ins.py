@@ -43,6 +43,8 @@ def stand_in_shape(node: NodeProto, shapes: Mapping[str, Sequence[int]]) -> tupl
     if row is None or node.domain != "com.microsoft" or any(given.get(n, v) != v for n, v in _LAYOUT.items()):
         return None
     op, places = row
+    if max(places, default=0) >= len(node.input):
+        return None
     names = [node.input[k] for k in places]
     if any(name not in shapes for name in names):
         return None

@@ -1,14 +1,16 @@
-"""Random models with bodies: a run of nodes of a random model moves into an If or a Loop.
+"""Random models with bodies: a run of nodes of a random model moves into an If, a Loop or a Scan.
 
 An If computes them in both branches, with the same names and weights, and halves what one of them makes. A Loop runs
 them twice and returns what the second run made; where a tensor that they read has the shape of one that they make, it
-may become a state that is carried from the first run to the second. Done again, bodies nest.
+may become a state that is carried from the first run to the second. A Scan does the same, and cuts one of the tensors
+that they read out of a sequence, along any axis and in either direction. Done again, bodies nest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -67,9 +69,15 @@ def _wrapped(model: ModelProto, choices: Choices, turn: int) -> ModelProto:
     result = ModelProto()
     result.CopyFrom(model)
     run = _Run(nodes[first:last], made, types, f"_in{turn}")
-    stateless = model.opset_import[0].version >= 13  # before, a Loop had to have a state
-    repeats = states or (stateless and choices.integer(0, 1))
-    middle = _loop(result, run, states) if repeats else _conditional(result, run, choices)
+    opset = model.opset_import[0].version
+    cut = sorted(_outside(run) - {before for before, _ in states}) if opset >= 9 else []
+    sized = all(types[name].type.tensor_type.HasField("shape") for name in made)  # else no Scan runs
+    if cut and sized and choices.integer(0, 2) == 0:
+        middle = _scan(result, run, states, choices.pick(cut), choices)
+    elif states or (opset >= 13 and choices.integer(0, 1)):  # before, a Loop had to have a state
+        middle = _loop(result, run, states)
+    else:
+        middle = _conditional(result, run, choices)
     del result.graph.node[:]
     result.graph.node.extend([*nodes[:first], *middle, *nodes[last:]])
     return result
@@ -81,6 +89,17 @@ def _made(model: ModelProto, first: int, last: int, wanted: set[str]) -> list[st
     mine = {name for node in nodes[first:last] for name in node.output if name}
     read = {name for node in (*nodes[:first], *nodes[last:]) for name in _reads(node)}
     return sorted(mine & (read | wanted | {value.name for value in model.graph.output}))
+
+
+def _outside(run: _Run) -> set[str]:
+    """Tensors of floats, of some rank, that the nodes read and do not make."""
+    made = {name for node in run.inside for name in node.output}
+    read = {name for node in run.inside for name in _reads(node)} - made
+    return {
+        name
+        for name in read & set(run.types)
+        if _is_float(run.types[name]) and len(run.types[name].type.tensor_type.shape.dim) > 0
+    }
 
 
 def _carried(nodes: Sequence[NodeProto], types: Mapping[str, ValueInfoProto]) -> list[tuple[int, int, str, str]]:
@@ -198,6 +217,59 @@ def _loop(model: ModelProto, run: _Run, states: Sequence[tuple[str, str]]) -> li
             helper.make_node("Gather", [stack, second], [name], axis=0)
             for stack, name in zip(stacked, run.made, strict=True)
         ),
+    ]
+
+
+def _scan(model: ModelProto, run: _Run, states: Sequence[tuple[str, str]], cut: str,
+          choices: Choices) -> list[NodeProto]:  # fmt: skip
+    """``states``: as of a loop. ``cut``: what becomes a sequence, of half of it and all of it."""
+    mark, opset = run.mark, model.opset_import[0].version
+    rank = len(run.types[cut].type.tensor_type.shape.dim)
+    axis, backwards = choices.integer(0, rank), choices.integer(0, 1)
+    ranks = [len(run.types[name].type.tensor_type.shape.dim) for name in run.made]
+    places, turned = [choices.integer(0, rank) for rank in ranks], choices.integer(0, 1)
+    sequence = _sequence(model, cut, mark, axis, opset, backwards, run)
+    renamed = {**{before: f"{before}{mark}_state" for before, _ in states}, cut: f"{cut}{mark}_slice"}
+    inputs = [run.value(before, renamed[before]) for before in (*(before for before, _ in states), cut)]
+    outputs = [
+        *(run.value(after, f"{after}{mark}_next") for _, after in states),
+        *(run.value(name, f"{name}{mark}") for name in run.made),
+    ]
+    nodes = [
+        *_inner(run, renamed),
+        *(helper.make_node("Identity", [f"{after}{mark}"], [f"{after}{mark}_next"]) for _, after in states),
+    ]
+    body = helper.make_graph(nodes, "body", inputs, outputs)
+    last = f"last{mark}"
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1 - turned, np.int64), last))
+    stacked = [f"{name}{mark}_stacked" for name in run.made]
+    scan = helper.make_node(
+        "Scan", [*(before for before, _ in states), f"{cut}{mark}_sequence"],
+        [*(f"{before}{mark}_final" for before, _ in states), *stacked], f"scan{mark}", body=body, num_scan_inputs=1,
+        scan_input_axes=[axis], scan_input_directions=[backwards], scan_output_axes=places,
+        scan_output_directions=[turned] * len(places),
+    )  # fmt: skip
+    picked = zip(stacked, run.made, places, strict=True)
+    return [*sequence, scan, *(helper.make_node("Gather", [s, last], [name], axis=a) for s, name, a in picked)]
+
+
+def _sequence(model: ModelProto, name: str, mark: str, axis: int, opset: int, backwards: int,
+              run: _Run) -> list[NodeProto]:  # fmt: skip
+    """Half of a tensor, then all of it, stacked along an axis; the other way round if it is read backwards."""
+    half, parts = f"{name}{mark}_part", [f"{name}{mark}_first", f"{name}{mark}_second"]
+    dtype = helper.tensor_dtype_to_np_dtype(run.types[name].type.tensor_type.elem_type)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.5, dtype), f"{half}_factor"))
+    axes: list[str] = []
+    attributes: dict[str, Any] = {"axes": [axis]}
+    if opset >= 13:
+        axes, attributes = [f"{half}_axis"], {}
+        model.graph.initializer.append(numpy_helper.from_array(np.array([axis], np.int64), f"{half}_axis"))
+    order = parts[::-1] if backwards else parts
+    return [
+        helper.make_node("Mul", [name, f"{half}_factor"], [half]),
+        helper.make_node("Unsqueeze", [half, *axes], [parts[0]], **attributes),
+        helper.make_node("Unsqueeze", [name, *axes], [parts[1]], **attributes),
+        helper.make_node("Concat", order, [f"{name}{mark}_sequence"], axis=axis),
     ]
 
 

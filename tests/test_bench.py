@@ -83,6 +83,14 @@ def test_numbers_out_of_range_are_refused(wrong: dict[str, int]) -> None:
         benchmark([RELU], provider="cpu", **wrong)  # type: ignore[arg-type]
 
 
+def test_outputs_of_another_shape_than_declared_are_timed() -> None:
+    """ONNX Runtime warns of them, but does not run into memory that the shape does not fit."""
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[2,3] x) => (float[1,1,7] y) { z = Relu(x) y = Identity(z) }'
+    )
+    assert benchmark([model, model], repeats=2)[1].rounds == 2
+
+
 def test_no_model_is_refused() -> None:
     with pytest.raises(UsageError, match="a benchmark takes"):
         benchmark([])

@@ -288,6 +288,50 @@ def _(_folder: Path) -> ModelProto:
     return model
 
 
+@_case("Conv: 3×3, dilations of rank 1")
+def _(_folder: Path) -> ModelProto:
+    nodes = [_node("Conv", ["x", "w"], ["a"], dilations=[2]), _node("Relu", ["a"], ["r"]),
+             _node("Conv", ["r", "v"], ["y"])]  # fmt: skip
+    return _model(nodes, {"x": [1, 4, 8, 8]}, {"y": None}, w=_weight(8, 4, 3, 3), v=_weight(4, 8, 1, 1))
+
+
+@_case("Conv: weights of 1e38")
+def _(_folder: Path) -> ModelProto:
+    nodes = [_node("Conv", ["x", "w"], ["a"]), _node("Conv", ["a", "v"], ["y"])]
+    large, larger = (_weight(*shape) * np.float32(1e38) for shape in ((8, 4, 3, 3), (4, 8, 3, 3)))
+    return _model(nodes, {"x": [1, 4, 8, 8]}, {"y": None}, w=large, v=larger)
+
+
+@_case("text that is not UTF-8")
+def _(_folder: Path) -> bytes:
+    return bytes(_two_layers().SerializeToString()).replace(b"Relu", b"Re\x80u")
+
+
+@_case("graph: name that is not UTF-8")
+def _(_folder: Path) -> bytes:
+    model = _two_layers()
+    model.graph.name = "name"
+    return bytes(model.SerializeToString()).replace(b"name", b"na\x80e")
+
+
+@_case("two lines in the name of an operator")
+def _(_folder: Path) -> ModelProto:
+    return _between(_node("Re\nlu", ["a"], ["z"]))
+
+
+@_case("Transpose of nothing")
+def _(_folder: Path) -> ModelProto:
+    return _between(_node("Reshape", [], ["s"]), _node("Transpose", [], ["t"]), _node("Reshape", ["a", "t"], ["z"]))
+
+
+@_case("QLinearMul of three")
+def _(_folder: Path) -> ModelProto:
+    nodes = [_node("MatMul", ["x", "w"], ["a"]), _node("QLinearMul", ["a", "w", "w"], ["y"], domain="com.microsoft")]
+    model = _model(nodes, {"x": [1, 4]}, {"y": None}, w=_weight(4, 8))
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return model
+
+
 for _version in (0, -1, 1, 6, 99, 2**40):
     def _at_version(_folder: Path, version: int = _version) -> ModelProto:
         model = _two_layers()

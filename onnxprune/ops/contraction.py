@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from onnxprune.channels import Axes, Ids, NodeContext, check_length
+from onnxprune.channels import Axes, Ids, NodeContext, Opaque, check_length
 from onnxprune.editing import NodeEditor
 
 __all__ = ["FLOAT", "Slots", "conv", "conv_transpose", "gemm", "matmul", "resize_groups"]
@@ -101,6 +101,9 @@ def _freeze_axes(ctx: NodeContext, axes: Axes, reason: str) -> None:
 
 
 def _freeze_spatial(ctx: NodeContext, x: Axes, w: Axes) -> None:
+    for name in ("strides", "dilations"):
+        if len(ctx.integer_list(name) or w[2:]) != len(w) - 2:
+            raise Opaque(f"its {name} do not fit its kernel")
     _freeze_axes(ctx, x[2:], "convolved over")
     _freeze_axes(ctx, w[2:], "spatial extent of a kernel")
 

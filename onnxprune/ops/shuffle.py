@@ -45,6 +45,8 @@ def find_shuffles(graph: Graph, shapes: Shapes) -> dict[int, Shuffle]:
 
 def _around(graph: Graph, shapes: Shapes, index: int) -> Shuffle | None:
     node = graph.nodes[index]
+    if not node.input or not node.output:
+        return None
     first, last = graph.producer.get(node.input[0]), graph.consumers.get(node.output[0], [])
     if first is None or graph.nodes[first].op_type != "Reshape" or len(last) != 1 or last[0][1] != 0:
         return None
@@ -52,8 +54,8 @@ def _around(graph: Graph, shapes: Shapes, index: int) -> Shuffle | None:
     if len(graph.consumers[node.input[0]]) != 1 or outside & {node.input[0], node.output[0]}:
         return None
     closing = graph.nodes[last[0][0]]
-    source = graph.nodes[first].input[0]
-    if closing.op_type != "Reshape" or source in graph.constants:
+    source = next(iter(graph.nodes[first].input), "")
+    if not source or not closing.output or closing.op_type != "Reshape" or source in graph.constants:
         return None
     names, perm = (source, node.input[0], closing.output[0]), attribute(node, "perm")
     if not isinstance(perm, list) or any(name not in shapes.of for name in names):
