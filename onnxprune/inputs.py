@@ -50,11 +50,14 @@ def input_specs(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
     """The inputs to feed, in order; those that an initializer already gives a value (IR 3) are left out.
 
     Raises:
-        ModelError: an input is a sequence, an optional, a map or a sparse tensor.
+        ModelError: an input is a sequence, an optional, a map or a sparse tensor, or of no known element type.
     """
     given = {weight.name for weight in model.graph.initializer}
     given |= {weight.values.name for weight in model.graph.sparse_initializer}
     return tuple(_input_spec(value) for value in model.graph.input if value.name not in given)
+
+
+_ELEMENT_TYPES = frozenset(helper.get_all_tensor_dtypes())
 
 
 def _input_spec(value: onnx.ValueInfoProto) -> InputSpec:
@@ -62,6 +65,8 @@ def _input_spec(value: onnx.ValueInfoProto) -> InputSpec:
     if kind != "tensor":
         raise ModelError(f"input '{value.name}' is of type {kind}, not a tensor: such models are not run")
     tensor = value.type.tensor_type
+    if tensor.elem_type not in _ELEMENT_TYPES:
+        raise ModelError(f"input '{value.name}' is of an element type that ONNX does not have ({tensor.elem_type})")
     dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
     if not tensor.HasField("shape"):
         return InputSpec(value.name, dtype, None)

@@ -42,7 +42,7 @@ def evaluate(
         with np.errstate(all="ignore"):
             made = rule(node, known)
             return made if isinstance(made, list) else [made]
-    except (ArithmeticError, AssertionError, IndexError, MemoryError, TypeError, ValueError):
+    except (ArithmeticError, AssertionError, LookupError, MemoryError, TypeError, ValueError):
         return []
 
 

@@ -302,6 +302,13 @@ def _(_folder: Path) -> ModelProto:
     return _model(nodes, {"x": [1, 4, 8, 8]}, {"y": None}, w=large, v=larger)
 
 
+@_case("no such element type")
+def _(_folder: Path) -> ModelProto:
+    model = _between(_node("Cast", ["a"], ["z"], to=-3))
+    model.graph.input[0].type.tensor_type.elem_type = -(2**31)
+    return model
+
+
 @_case("text that is not UTF-8")
 def _(_folder: Path) -> bytes:
     return bytes(_two_layers().SerializeToString()).replace(b"Relu", b"Re\x80u")
