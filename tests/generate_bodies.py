@@ -2,14 +2,15 @@
 
 An If computes them in both branches, with the same names and weights, and halves what one of them makes. A Loop runs
 them twice and returns what the second run made; where a tensor that they read has the shape of one that they make, it
-may become a state that is carried from the first run to the second. A Scan does the same, and cuts one of the tensors
-that they read out of a sequence, along any axis and in either direction. Done again, bodies nest.
+may become a state that is carried from the first run to the second, and so may weights, which stay as they are. A Scan
+does the same, but for the weights, and cuts one of the tensors that they read out of a sequence, along any axis and in
+either direction. Done again, bodies nest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ def _wrapped(model: ModelProto, choices: Choices, turn: int) -> ModelProto:
     if cut and sized and choices.integer(0, 2) == 0:
         middle = _scan(result, run, states, choices.pick(cut), choices)
     elif states or (opset >= 13 and choices.integer(0, 1)):  # before, a Loop had to have a state
-        middle = _loop(result, run, states)
+        middle = _loop(result, run, states, _weights(model, run, choices))
     else:
         middle = _conditional(result, run, choices)
     del result.graph.node[:]
@@ -185,9 +186,21 @@ def _shape(value: ValueInfoProto) -> tuple[object, ...] | None:
     return (kind.elem_type, *sizes) if kind.HasField("shape") and all(sizes) else None
 
 
-def _loop(model: ModelProto, run: _Run, states: Sequence[tuple[str, str]]) -> list[NodeProto]:
-    """``states``: what it is at first, what it is then."""
+def _weights(model: ModelProto, run: _Run, choices: Choices) -> list[ValueInfoProto]:
+    """Constants of the main graph that a run reads, or none."""
+    read = {name for node in run.inside for name in node.input}
+    held = [tensor for tensor in model.graph.initializer if tensor.name in read and tensor.data_type in _FLOATS]
+    held = held if choices.integer(0, 2) == 0 else []
+    return [helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in held]
+
+
+def _loop(
+    model: ModelProto, run: _Run, states: Sequence[tuple[str, str]], weights: Sequence[ValueInfoProto]
+) -> list[NodeProto]:
+    """``states``: what it is at first, what it is then; ``weights``: what else is carried, and never changes."""
     mark = run.mark
+    run = replace(run, types={**run.types, **{value.name: value for value in weights}})
+    states = [*states, *((value.name, value.name) for value in weights)]
     renamed = {before: f"{before}{mark}_state" for before, _ in states}
     count, second = f"count{mark}", f"second{mark}"
     model.graph.initializer.append(numpy_helper.from_array(np.array(2, np.int64), count))
@@ -205,7 +218,10 @@ def _loop(model: ModelProto, run: _Run, states: Sequence[tuple[str, str]]) -> li
     nodes = [
         helper.make_node("Identity", [f"go{mark}"], [f"on{mark}"]),
         *_inner(run, renamed),
-        *(helper.make_node("Identity", [f"{after}{mark}"], [f"{after}{mark}_next"]) for _, after in states),
+        *(
+            helper.make_node("Identity", [renamed.get(after, f"{after}{mark}")], [f"{after}{mark}_next"])
+            for _, after in states
+        ),
     ]
     body = helper.make_graph(nodes, "body", inputs, outputs)
     stacked = [f"{name}{mark}_stacked" for name in run.made]

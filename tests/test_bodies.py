@@ -122,6 +122,25 @@ LOOP_COUNTS = hidden(
     "=> (bool g2, float[2,8] t) { g2 = Identity(g) ui = Gather <axis = 0> (u, i) h = MatMul(s, ui) t = Relu(h) }>",
     u=(3, 8, 8),
 )  # fmt: skip
+LOOP_WEIGHTS = hidden(
+    "n = Constant <value = int64 {3}> () z, f, l = Loop(n, c, a, u, v0) <body = b (int64 i, bool g, float[2,8] s, "
+    "float[8,8] uu, float[8,8] vv) => (bool g2, float[2,8] t, float[8,8] uo, float[8,8] vo) { g2 = Identity(g) "
+    "h = MatMul(s, uu) r = Relu(h) q = MatMul(r, vv) t = Tanh(q) uo = Identity(uu) vj = Identity(vv) "
+    "vo = Identity(vj) }>",
+    u=(8, 8), v0=(8, 8),
+)  # fmt: skip
+LOOP_WEIGHTS_READ = hidden(
+    "n = Constant <value = int64 {3}> () e, f = Loop(n, c, a, u) <body = b (int64 i, bool g, float[2,8] s, "
+    "float[8,8] uu) => (bool g2, float[2,8] t, float[8,8] uu) { g2 = Identity(g) h = MatMul(s, uu) t = Relu(h) }> "
+    "z = MatMul(e, f)",
+    u=(8, 8),
+)  # fmt: skip
+SCAN_WEIGHTS = model_of(
+    "(float[5,2,6] x) => (float[5,2,4] y) { a = MatMul(x, w) h0, f, l = Scan <num_scan_inputs = 1, "
+    "body = b (float[2,8] s, float[8,8] uu, float[2,8] e) => (float[2,8] t, float[8,8] uo, float[2,8] o) { "
+    "r = MatMul(s, uu) k = Add(r, e) t = Tanh(k) uo = Identity(uu) o = Identity(t) }> (k0, u, a) y = MatMul(l, v) }",
+    w=(6, 8), v=(8, 4), u=(8, 8), k0=np.zeros((2, 8), np.float32),
+)  # fmt: skip
 IF_UNREAD = hidden("lost = " + branches("p = Relu(a)", "q = Neg(a)").removeprefix("z = ") + " z = Neg(a)")
 SEQUENCE_MAP = hidden(
     "l = SequenceConstruct(a, a) m = SequenceMap(l, w) <body = b (float[2,8] e, float[6,8] ww) => (float[2,8] o) "
@@ -156,6 +175,9 @@ _ALL_LEAVE = {
     "Loop counts": LOOP_COUNTS,
     "Scan": SCAN,
     "Scan axes": SCAN_AXES,
+    "Loop weights": LOOP_WEIGHTS,
+    "Loop weights read": LOOP_WEIGHTS_READ,
+    "Scan weights": SCAN_WEIGHTS,
     "If unread": IF_UNREAD,
 }
 _ALL_STAY = {

@@ -63,10 +63,14 @@ def is_laid_out(node: NodeProto, opset: int) -> bool:
 
 @dataclass
 class _Scope:
-    """A graph being laid out: its remaining nodes, the flat names of what it defines, and how it ends."""
+    """A graph being laid out: its remaining nodes, the flat names of what it defines, and how it ends.
+
+    ``unchanging``: states that no iteration changes → flat name of their initial value.
+    """
 
     nodes: Iterator[NodeProto]
     names: dict[str, str]
+    unchanging: dict[str, str] = field(default_factory=dict)
     ending: list[NodeProto] = field(default_factory=list)
 
 
@@ -97,9 +101,13 @@ class _Flattener:
 
     def _name(self, name: str) -> str:
         """The flat name of what a node of the current scope calls ``name``."""
+        return next((scope.names[name] for scope in reversed(self.scopes) if name in scope.names), name)
+
+    def _value(self, name: str) -> str:
+        """The same, but the initial value of a state that no iteration changes."""
         for scope in reversed(self.scopes):
             if name in scope.names:
-                return scope.names[name]
+                return scope.unchanging.get(name, scope.names[name])
         return name
 
     def _unique(self, name: str) -> str:
@@ -127,18 +135,18 @@ class _Flattener:
 
     def _rename(self, node: NodeProto) -> None:
         """Give a node, and the bodies it keeps, the flat names."""
-        if all(self._name(name) == name for name in (*node.input, *node.output, *_captured(node))):
+        if all(self._value(name) == name for name in (*node.input, *node.output, *_captured(node))):
             return
-        node.input[:] = [self._name(name) for name in node.input]
+        node.input[:] = [self._value(name) for name in node.input]
         node.output[:] = [self._name(name) for name in node.output]
         pending = list(subgraphs(node))
         while pending:
             body = pending.pop()
             own = set(_definitions(body))
             for value in body.output:
-                value.name = value.name if value.name in own else self._name(value.name)
+                value.name = value.name if value.name in own else self._value(value.name)
             for inner in body.node:
-                inner.input[:] = [name if name in own else self._name(name) for name in inner.input]
+                inner.input[:] = [name if name in own else self._value(name) for name in inner.input]
                 pending += subgraphs(inner)
 
     # ---- markers
@@ -148,6 +156,8 @@ class _Flattener:
         owner = next(self.owners)
         bodies = list(subgraphs(node))
         scopes = [_Scope(iter(body.node), self._defined_in(body)) for body in bodies]
+        if states(node):
+            scopes[0].unchanging = self._unchanging(node, bodies[0])
         begins = [self._begin(node, owner, i, body, scopes[i]) for i, body in enumerate(bodies)]
         formals = [self._formals(node, owner, i, body, scopes[i]) for i, body in enumerate(bodies)]
         for i, scope in enumerate(scopes):
@@ -157,6 +167,24 @@ class _Flattener:
         scopes[-1].ending += self._results(node, owner, [self._made(b, s) for b, s in zip(bodies, scopes, strict=True)])
         self.flat.graph.node.extend([begins[0], *formals[0]])
         self.scopes += reversed(scopes)
+
+    def _unchanging(self, node: NodeProto, body: GraphProto) -> dict[str, str]:
+        """State → flat name of its initial value, where the body gives it back as it is (weights of a cell, say).
+
+        In the flat graph the nodes of the body read the initial value; not where they do so already.
+        """
+        first = 2 if node.op_type == "Loop" else 0
+        copies = {n.output[0]: n.input[0] for n in body.node if n.op_type == "Identity" and n.domain in _STANDARD}
+        captured = set(_all_names(body))
+        found: dict[str, str] = {}
+        for place in range(first, first + states(node)):
+            state, initial = body.input[place].name, node.input[place]
+            made = body.output[place - (first - 1 if first else 0)].name
+            while made in copies:
+                made = copies.pop(made)
+            if made == state and initial not in captured and self._name(initial) not in found.values():
+                found[state] = self._name(initial)
+        return found
 
     def _made(self, body: GraphProto, scope: _Scope) -> list[str]:
         return [scope.names.get(value.name) or self._name(value.name) for value in body.output]
@@ -193,6 +221,8 @@ class _Flattener:
             made = scope.names[value.name]
             kind = _formal_kind(node, place)
             found.append(_marker(node, FORMAL, read, [made], owner=owner, body=i, place=place, **kind))
+            if value.name in scope.unchanging:
+                found[-1].attribute.append(_strings("unchanging", read))
         return found
 
     def _results(self, node: NodeProto, owner: int, made: list[list[str]]) -> list[NodeProto]:

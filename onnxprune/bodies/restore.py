@@ -34,6 +34,13 @@ class _Body:
     sparse: list[str]
     nodes: list[NodeProto] = field(default_factory=list)
     formals: list[NodeProto] = field(default_factory=list)
+    states: dict[str, str] = field(default_factory=dict)
+    """Initial value → state, where nodes of the body read the one for the other."""
+
+    def add_formal(self, node: NodeProto) -> None:
+        self.formals.append(node)
+        if node.input and node.input[0] in _texts(node, "unchanging"):
+            self.states[node.input[0]] = node.output[0]
 
 
 class _Restorer:
@@ -65,29 +72,36 @@ class _Restorer:
             elif node.domain == END:
                 open_bodies.pop()
             elif node.domain == FORMAL:
-                open_bodies[-1].formals.append(node)
+                open_bodies[-1].add_formal(node)
             elif node.domain != RESULT:
-                here.append(self._renamed(node))
+                here.append(self._renamed(node, [body.states for body in open_bodies if body.states]))
             elif (owner := number(node, "owner")) not in emitted:
                 emitted.add(owner)
                 here.append(self._node(owner))
         return self._written(main)
 
-    def _renamed(self, node: NodeProto) -> NodeProto:
-        """A node with its own names, and so are those of bodies that it kept."""
-        if not any(name in self.names for name in _names(node)):
+    def _renamed(self, node: NodeProto, states: Sequence[dict[str, str]]) -> NodeProto:
+        """A node with its own names, and so are those of bodies that it kept; ``states``: of the bodies it lies in."""
+        states = [held for held in states if any(name in held for name in _names(node))]
+        if not states and not any(name in self.names for name in _names(node)):
             return node
+
+        def own(names: Iterable[str]) -> list[str]:
+            for held in reversed(states):
+                names = [held.get(name, name) for name in names]
+            return self._own(names)
+
         result = NodeProto()
         result.CopyFrom(node)
-        result.input[:] = self._own(result.input)
+        result.input[:] = own(result.input)
         result.output[:] = self._own(result.output)
         pending = list(subgraphs(result))
         while pending:
             body = pending.pop()
             for value in body.output:
-                value.name = self.names.get(value.name, value.name)
+                (value.name,) = own([value.name])
             for inner in body.node:
-                inner.input[:] = self._own(inner.input)
+                inner.input[:] = own(inner.input)
                 pending += subgraphs(inner)
         return result
 
@@ -224,7 +238,7 @@ def _key(begin: NodeProto) -> tuple[int, int]:
 
 
 def _texts(node: NodeProto, name: str) -> list[str]:
-    return next([text.decode() for text in held.strings] for held in node.attribute if held.name == name)
+    return next(([text.decode() for text in held.strings] for held in node.attribute if held.name == name), [])
 
 
 def _bytes(node: NodeProto, name: str) -> bytes:
