@@ -14,6 +14,7 @@ from exactness import Outcome, assert_exact, model_of
 from generate_bodies import model_with_bodies, with_dead_channels
 from onnx import GraphProto, ModelProto, NodeProto
 from witness import feeds, largest_error, outputs, stored_weights
+from zeroed import runs
 
 import onnxprune
 from onnxprune.bodies import flatten, restore
@@ -258,9 +259,8 @@ def test_dead_channels_leave_random_models_with_bodies_unnoticed() -> None:
         model = with_dead_channels(model_with_bodies(seed), seed)
         result = onnxprune.prune(model, check=False)
         fed = feeds(model, seed)
-        expected = outputs(model, fed)
-        if all(np.all(np.isfinite(found)) for found in expected.values()):
-            assert largest_error(expected, outputs(result.model, fed)) < 1e-4
+        if runs(model, fed):
+            assert largest_error(outputs(model, fed), outputs(result.model, fed)) < 1e-4
             removed += bool(result.plan.cuts)
     assert removed > 20
 
