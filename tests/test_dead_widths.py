@@ -52,7 +52,7 @@ def width(model: ModelProto) -> int:
 
 def modelled(model: ModelProto) -> float:
     graph = Graph(model)
-    return model_microseconds(Target(), graph, infer_shapes(graph).of)
+    return model_microseconds(Target(), graph.nodes, graph.outputs, infer_shapes(graph).of)
 
 
 @pytest.fixture(autouse=True)

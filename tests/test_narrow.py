@@ -27,7 +27,10 @@ from onnxprune.graph import Graph
 from onnxprune.ops import build_map
 from onnxprune.passes.blocks import blocks_of, is_connected
 from onnxprune.passes.fold import nonzero_slices
+from onnxprune.passes.latency import Target
+from onnxprune.passes.layout import model_microseconds
 from onnxprune.passes.narrow import Restructure, narrow
+from onnxprune.shapes import infer_shapes
 
 Floats = NDArray[np.float32]
 
@@ -40,9 +43,15 @@ def only(wide: int, *inputs: int, out: int = 4, kernel: int = 1, in_axis: int = 
     return np.asarray(np.swapaxes(values, 1, in_axis), order="C")
 
 
-def narrowed(model: ModelProto, mode: Restructure = "always") -> ModelProto:
+def narrowed(model: ModelProto, mode: Restructure = "always", target: Target | None = None) -> ModelProto:
     channel_map = build_map(Graph(model))
-    return narrow(channel_map, nonzero_slices(channel_map), mode).model
+    return narrow(channel_map, nonzero_slices(channel_map), mode, target=target).model
+
+
+def modelled(model: ModelProto, target: Target) -> float:
+    """Time of a run in µs."""
+    graph = Graph(model)
+    return model_microseconds(target, graph.nodes, graph.outputs, infer_shapes(graph).of)
 
 
 def stored(model: ModelProto) -> int:
@@ -228,7 +237,7 @@ def test_convolution_to_a_single_channel_is_computed_in_columns(name: str, conv:
         "(float[1,3,64,64] x) => (float[A,B,C,D] y) { p = Conv(x, wp) q = Conv(x, wq) c = Concat<axis=1>(p, q) "
         f"d = {conv}(c, v, b) e = Relu(d) y = Conv(e, o) }}", opset,
         wp=(4, 3, 1, 1), wq=(3, 3, 1, 1), v=only(7, 4, 5, 6, out=1, kernel=3), b=1, o=(32, 1, 1, 1))  # fmt: skip
-    result = narrowed(model, "auto")
+    result = narrowed(model, "auto", Target(blocked=10000))  # elsewhere, columns with gaps may take longer than blocks
     onnx.checker.check_model(result, full_check=True)
     assert constants(result)["v"].shape == (1, 3, 1, 3, 3)
     assert constants(result)["o"].shape == (32, 1, 1, 1)
@@ -388,6 +397,33 @@ def check_narrowed(model: ModelProto, seed: int, mode: Restructure) -> bool:
 def test_random_models_compute_the_same() -> None:
     changed = sum(check_narrowed(random_model(seed), seed, "always") for seed in range(EXAMPLES))
     assert changed > EXAMPLES / 4
+
+
+CHEAP = Target(start=0.01)  # so that something pays even on small images
+
+
+def test_what_pays_is_never_modelled_to_take_longer() -> None:
+    changed = 0
+    for seed in range(150):
+        model = with_zeros(random_model(seed), np.random.default_rng(seed))
+        result = narrowed(model, "auto", CHEAP)
+        assert modelled(result, CHEAP) <= modelled(model, CHEAP)
+        changed += result is not model
+    assert changed
+
+
+@pytest.mark.parametrize(("used", "read"), [(33, 36), (18, 20), (20, 20), (7, 7)])
+def test_wide_convolutions_read_a_multiple_of_4(used: int, read: int) -> None:
+    """Others are not computed in blocks of channels."""
+    model = model_of(
+        "(float[1,3,64,64] x) => (float[A,B,C,D] y, float[E,F,G,H] z) "
+        "{ p = Conv(x, wp) q = Conv(x, wq) r = Conv(x, wr) c = Concat<axis=1>(p, q, r) "
+        "y = Conv<pads=[1,1,1,1]>(c, v) z = Conv(c, w) }",
+        wp=(32, 3, 1, 1), wq=(32, 3, 1, 1), wr=(64, 3, 1, 1), v=only(128, *range(used), out=64, kernel=3),
+        w=(8, 128, 1, 1))  # fmt: skip
+    result = narrowed(model, "auto", Target(block=16, near=1e6, far=1e6))  # copies that cost next to nothing
+    assert constants(result)["v"].shape == (64, read, 3, 3)
+    assert largest_error(outputs(model, given := feeds(model)), outputs(result, given)) < 1e-5
 
 
 def test_random_models_through_the_whole_pipeline() -> None:

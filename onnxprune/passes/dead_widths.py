@@ -31,7 +31,8 @@ def worth_keeping(channel_map: ChannelMap, alive: BoolArray, rounded: BoolArray,
         return alive
 
     def time(keep: BoolArray) -> float:
-        return model_microseconds(target, channel_map.graph, kept_shapes(channel_map, keep))
+        graph = channel_map.graph
+        return model_microseconds(target, graph.nodes, graph.outputs, kept_shapes(channel_map, keep))
 
     slow, keep = time(alive), rounded
     best = time(keep)

@@ -140,7 +140,7 @@ def convolution(target: Target, node: NodeProto, shapes: Mapping[str, Shape]) ->
         apart = width * space if out < target.block or out % 4 else 0
         time = count * (deep * width * kernel * space / target.blocked + apart / target.ordered)
         return Convolution(time, read >= target.block, True)
-    columns = read * kernel * space * (1.6 if out > 1 else 1) if kernel > 1 else 0
+    columns = read * kernel * space * _stride(node) * (1.6 if out > 1 else 1) if kernel > 1 else 0
     time = count * (read * out * kernel * space / target.multiplied + columns / target.ordered + target.start)
     return Convolution(time)
 

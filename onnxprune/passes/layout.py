@@ -8,54 +8,83 @@ takes the images around it out of their blocks and back again. So what one width
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import prod
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from math import ceil, prod
 
 from onnx import NodeProto
 
-from onnxprune.graph import Graph, attribute
-from onnxprune.passes.latency import Target, convolution, is_fused, microseconds
+from onnxprune.graph import attribute
+from onnxprune.passes.latency import Convolution, Target, convolution, is_fused, microseconds
 from onnxprune.shapes import Shape
 
-__all__ = ["model_microseconds"]
+__all__ = ["Runs", "model_microseconds"]
 
-_ACTIVATIONS = frozenset("Clip HardSigmoid LeakyRelu Relu Sigmoid Tanh".split())
+_CONVOLUTIONS = frozenset(("Conv", "FusedConv"))
+_ACTIVATIONS = frozenset("BatchNormalization Clip HardSigmoid LeakyRelu Relu Sigmoid Tanh".split())
 _POOLS = frozenset("AveragePool GlobalAveragePool GlobalMaxPool MaxPool".split())
 _SUMS = frozenset("Add Mul Sum".split())
 _RESIZED = frozenset("Resize Upsample".split())
+_PLAIN = 4.0  # times as long without blocks: pools, images resized
 
 
-def model_microseconds(target: Target, graph: Graph, shapes: Mapping[str, Shape]) -> float:
-    """Time of one run, in µs, with tensors of these shapes; those of stored constants included."""
-    walk = _Walk(target, graph, shapes)
-    time = sum(walk.time(index, node) for index, node in enumerate(graph.nodes))
-    return time + sum(map(walk.leaving, graph.outputs))
+def model_microseconds(target: Target, nodes: Sequence[NodeProto], outputs: Collection[str],
+                       shapes: Mapping[str, Shape]) -> float:  # fmt: skip
+    """Time of one run of nodes in order, in µs, with tensors of these shapes; those of stored constants included."""
+    return Runs(target, shapes).microseconds(nodes, outputs)
+
+
+class Runs:
+    """The times of runs that have most of their nodes in common: what a node takes by itself is found once."""
+
+    def __init__(self, target: Target, shapes: Mapping[str, Shape]) -> None:
+        self.target, self.shapes = target, shapes
+        self._simple: dict[int, tuple[NodeProto, float]] = {}  # by identity, of nodes that are held on to
+        self._convolutions: dict[int, tuple[NodeProto, Convolution]] = {}
+
+    def microseconds(self, nodes: Sequence[NodeProto], outputs: Collection[str]) -> float:
+        """Time of one run of these nodes, in this order."""
+        walk = _Walk(self, nodes)
+        return sum(map(walk.time, nodes)) + sum(map(walk.leaving, outputs))
+
+    def simple(self, node: NodeProto) -> float:
+        """What a node takes that is computed by itself."""
+        if id(node) not in self._simple:
+            self._simple[id(node)] = node, microseconds(self.target, node, self.shapes)
+        return self._simple[id(node)][1]
+
+    def convolution(self, node: NodeProto) -> Convolution:
+        if id(node) not in self._convolutions:
+            self._convolutions[id(node)] = node, convolution(self.target, node, self.shapes)
+        return self._convolutions[id(node)][1]
 
 
 class _Walk:
     """``blocked``: tensors that were made in blocks; ``both``: tensors that are there in blocks and without."""
 
-    def __init__(self, target: Target, graph: Graph, shapes: Mapping[str, Shape]) -> None:
-        self.target, self.graph, self.shapes = target, graph, shapes
+    def __init__(self, runs: Runs, nodes: Sequence[NodeProto]) -> None:
+        self.runs, self.target, self.shapes = runs, runs.target, runs.shapes
+        self.readers = Counter(name for node in nodes for name in node.input)
+        self.maker = {name: node.op_type for node in nodes for name in node.output}
         self.blocked: set[str] = set()
         self.both: set[str] = set()
 
-    def time(self, index: int, node: NodeProto) -> float:
+    def time(self, node: NodeProto) -> float:
         """Of a node, and of bringing what it reads into the layout that it reads."""
         op = node.op_type
-        if op in ("Conv", "FusedConv"):
+        if op in _CONVOLUTIONS:
             return self._convolution(node)
         data = node.input[0] if node.input else ""
-        if op in _ACTIVATIONS or op == "BatchNormalization":
-            return self._kept(node, 0.0 if self._is_fused(index, node) else self._simple(node))
+        if op in _ACTIVATIONS:
+            return self._kept(node, 0.0 if self._is_fused(node) else self.runs.simple(node))
         if op in _POOLS:
             return self._kept(node, self._pooling(node, data in self.blocked))
         if op in _RESIZED and len(self.shapes.get(data, ())) == 4:
-            return self._kept(node, self._simple(node) if data in self.blocked else 4 * self._simple(node))
+            return self._kept(node, self.runs.simple(node) * (1 if data in self.blocked else _PLAIN))
         if self._stays_blocked(node):
             self.blocked.update(node.output)
-            return self._simple(node)
-        return self._simple(node) + sum(self.leaving(name) for name in dict.fromkeys(node.input))
+            return self.runs.simple(node)
+        return self.runs.simple(node) + sum(self.leaving(name) for name in dict.fromkeys(node.input))
 
     def leaving(self, name: str) -> float:
         """What it takes to read a tensor without blocks; once for all who do."""
@@ -68,10 +97,12 @@ class _Walk:
         if name in self.both:
             return 0.0
         self.both.add(name)
-        return self.target.start + prod(self.shapes.get(name, ())) / self.target.ordered
+        shape, block = self.shapes.get(name, ()), self.target.block
+        whole = ceil(shape[1] / block) * block / max(shape[1], 1) if len(shape) > 1 and block else 1.0
+        return self.target.start + whole * prod(shape) / self.target.ordered
 
     def _convolution(self, node: NodeProto) -> float:
-        found = convolution(self.target, node, self.shapes)
+        found = self.runs.convolution(node)
         if found.makes_blocks:
             self.blocked.update(node.output)
         crossing = self._entering(node.input[0]) if found.reads_blocks else self.leaving(node.input[0])
@@ -83,19 +114,14 @@ class _Walk:
             self.blocked.update(node.output)
         return time
 
-    def _simple(self, node: NodeProto) -> float:
-        return microseconds(self.target, node, self.shapes)
-
-    def _is_fused(self, index: int, node: NodeProto) -> bool:
-        maker = self.graph.producer.get(node.input[0])
-        after = "" if maker is None else self.graph.nodes[maker].op_type
-        return is_fused(node, after) and len(self.graph.consumers[node.input[0]]) == 1
+    def _is_fused(self, node: NodeProto) -> bool:
+        return is_fused(node, self.maker.get(node.input[0], "")) and self.readers[node.input[0]] == 1
 
     def _pooling(self, node: NodeProto, blocked: bool) -> float:
         kernel = attribute(node, "kernel_shape")
         made = prod(self.shapes.get(node.output[0], ()))
         looked = made * prod(kernel) if isinstance(kernel, list) else prod(self.shapes.get(node.input[0], ()))
-        return self.target.start + (1 if blocked else 4) * looked / self.target.near
+        return self.target.start + (1 if blocked else _PLAIN) * looked / self.target.near
 
     def _stays_blocked(self, node: NodeProto) -> bool:
         """Whether a sum or joint reads and makes blocks."""

@@ -24,6 +24,7 @@ from onnx import ModelProto, NodeProto
 from onnxprune.channels import ChannelMap, Contraction
 from onnxprune.graph import attribute, is_named
 from onnxprune.measure import count_weights
+from onnxprune.ops.parts import IntArray
 from onnxprune.passes.blocks import in_blocks, is_connected
 from onnxprune.passes.columns import in_columns
 from onnxprune.passes.latency import Target
@@ -80,18 +81,24 @@ def narrow(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], mode: Rest
     overlay = Overlay(channel_map)
     widths: dict[int, int] = {}
     free = [c for c in channel_map.contractions if not is_named(channel_map.graph.nodes[c.node], pinned)]
-    narrower = [found for c in free if (found := _narrower(overlay, c, nonzero[c.node], widths))]
+    target = Target() if target is None else target
+    step = target.block if mode == "auto" else 0
+    narrower = [found for c in free if (found := _narrower(overlay, c, nonzero[c.node], widths, step))]
     apart, groups, counts = in_blocks(overlay, free, nonzero)
     if not narrower and not apart:
         return Narrowed(model)
-    settled = Settlement(overlay, Target() if target is None else target, pinned)
+    settled = Settlement(overlay, target, pinned)
     settled.settle([*narrower, *_flatter(overlay)], take_back=mode == "auto")
     settled.settle(apart, take_back=mode == "auto")
     settled.settle(groups, take_back=True)
+    if not settled.replaced_outputs().keys() & {*widths, *counts}:
+        return Narrowed(model)
+    columns = settled.settle(in_columns(settled, pinned), take_back=True)
+    if mode == "auto":
+        settled.polish([*narrower, *apart, *groups, *columns])
     changed = settled.replaced_outputs()
     if not changed.keys() & {*widths, *counts}:
         return Narrowed(model)
-    settled.settle(in_columns(settled, pinned), take_back=True)
     result = written(settled)
     if count_weights(result) > count_weights(model):
         return Narrowed(model)
@@ -103,14 +110,16 @@ def narrow(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], mode: Rest
     )
 
 
-def _narrower(overlay: Overlay, c: Contraction, block: BoolArray, widths: dict[int, int]) -> Choice | None:
+def _narrower(overlay: Overlay, c: Contraction, block: BoolArray, widths: dict[int, int], step: int) -> Choice | None:
     """A contraction on the inputs it has kernels for (the first of them, if it has none at all).
 
-    ``widths``: node → how many those are, noted here.
+    ``widths``: node → how many those are, noted here. ``step``: channels of a block of the target's convolutions.
     """
     used = np.flatnonzero(np.any(block, axis=0))
     used = used if len(used) else np.arange(1)
     node = overlay.graph.nodes[c.node]
+    if node.op_type == "Conv" and 0 < step <= len(used):
+        used = _filled_up(used, len(c.inputs))
     data, weight = node.input[c.data], node.input[c.weight]
     if c.groups > 1 or len(used) == len(c.inputs) or data not in overlay.shape or data in overlay.graph.constants:
         return None
@@ -126,6 +135,14 @@ def _narrower(overlay: Overlay, c: Contraction, block: BoolArray, widths: dict[i
     result.input[c.weight] = overlay.part(slices)
     widths[c.node] = len(used)
     return Choice(c.node, result)
+
+
+def _filled_up(used: IntArray, size: int) -> IntArray:
+    """Inputs up to a multiple of 4, with those beside used ones: by other numbers, convolutions are not in blocks."""
+    others = np.setdiff1d(np.arange(size), used)
+    far = np.min(np.abs(others[:, None] - used[None, :]), axis=1) if len(others) else others
+    more = others[np.argsort(far, kind="stable")[: -len(used) % 4]]
+    return np.sort(np.concatenate([used, more]))
 
 
 def _flatter(overlay: Overlay) -> list[Choice]:
