@@ -2,7 +2,8 @@
 
 Counted in kernel slices, that is a number. Stored weights and multiply-accumulates are physical: a slice only saves
 them together with all others of its channel. So the written model is measured for one number of slices after another
-until it just fits the budget; fewer slices never make it larger by much, so a bisection finds it.
+until it just fits the budget. Fewer slices never make it larger by much, so a bracket around the budget closes on it:
+by interpolation (the Illinois method), as sizes grow roughly by a power of the number of slices.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from onnxprune.passes.kernel_slices import Kernels, on_paths
 __all__ = ["Budget", "Connectivity", "Fitted", "connectivity", "fitted", "plain_connectivity", "within_budget"]
 
 _FULL = 0.98  # share of the budget from which on it counts as filled
+_AIM = 0.99  # share of the budget that interpolation aims at
+_LEAST_GAP = 1e-3  # what interpolation takes a size to be off at least
+_FINEST = 1000  # counts that differ by less than this part are not told apart
 _PROBES = 12  # models measured at most
 
 
@@ -64,17 +68,29 @@ def within_budget(kernels: Kernels, selection: Selection, budget: Budget) -> Fit
     found = budget.size(best.mask)
     if found > budget.most:
         raise _unreachable(budget, found)
+    short, over = _gap(budget, found), _gap(budget, budget.whole)
+    fits: bool | None = None
     for _ in range(_PROBES):
-        if found >= _FULL * budget.most or high - low <= 1:
+        if found >= _FULL * budget.most or high - low <= max(1, low // _FINEST):
             break
-        middle = _between(low, high)
+        middle = _between(low, high, short / (short - over))
         tried = fitted(kernels, selection, middle)
-        size = budget.size(tried.mask)
-        if size <= budget.most:
-            low, best, found = middle, tried, size
+        size, before = budget.size(tried.mask), fits
+        fits = size <= budget.most
+        if fits:
+            low, short = middle, _gap(budget, size)
+            best, found = (tried, size) if size >= found else (best, found)
         else:
-            high = middle
+            high, over = middle, _gap(budget, size)
+        if fits == before:  # what stays where it is counts half, or it stays for long
+            short, over = (short, over / 2) if fits else (short / 2, over)
     return best
+
+
+def _gap(budget: Budget, size: float) -> float:
+    """How far a size is from what is aimed at, in logarithms; never 0: below it where the size fits, else above."""
+    gap = math.log(max(size, 1.0) / max(_AIM * budget.most, 1.0))
+    return min(gap, -_LEAST_GAP) if size <= budget.most else max(gap, _LEAST_GAP)
 
 
 def fitted(kernels: Kernels, selection: Selection, count: int) -> Fitted:
@@ -105,9 +121,11 @@ def plain_connectivity(kernels: Kernels, sparsities: Sequence[float]) -> dict[fl
     return {s: fitted(kernels, plain, int((1 - s) * kernels.total)).connected for s in sparsities}
 
 
-def _between(low: int, high: int) -> int:
-    """The geometric mean: budgets are shares, small ones as important as large ones."""
-    return min(max(math.isqrt(max(low, 1) * high), low + 1), high - 1)
+def _between(low: int, high: int, share: float) -> int:
+    """So far from the lower to the higher count, in logarithms: budgets are shares, small ones matter as large ones."""
+    start = math.log(max(low, 1))
+    middle = round(math.exp(start + share * (math.log(high) - start)))
+    return min(max(middle, low + 1), high - 1)
 
 
 def _unreachable(budget: Budget, found: float) -> UnreachableError:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from onnxprune.passes.anchored_chains import anchored_edges
 from onnxprune.passes.chain_stages import stages_of
-from onnxprune.passes.chains import NumpySearch, chains, lean_edges, lean_mask, lean_ranks
+from onnxprune.passes.chains import LeanOrder, NumpySearch, chains, lean_edges, lean_mask
 from onnxprune.passes.channel_graph import Block, ChannelGraph, Span
 
 Weights = dict[int, NDArray[np.float64]]
@@ -276,9 +276,21 @@ def test_ranks_tell_the_order_in_which_slices_are_taken() -> None:
     graph, weights = layered(np.random.default_rng(0), [5, 6, 7, 3], 0.3)
     weights[1][2] = -np.inf
     total, gone = sum(held.size for held in weights.values()), weights[1].shape[1]
-    ranks = lean_ranks(graph, weights, total)
+    lean = LeanOrder(graph, weights)
+    place = np.empty(total, np.int64)
+    place[lean.order(total)] = np.arange(total)
+    ranks = lean.blocks(place)
     assert sorted(np.concatenate([held.ravel() for held in ranks.values()]).tolist()) == list(range(total))
     assert as_set({node: held >= total - gone for node, held in ranks.items()}) == {(1, 2, i) for i in range(gone)}
     for keep in range(1, total - gone):
         kept = as_set(lean_edges(graph, weights, keep))
         assert as_set({node: held < len(kept) for node, held in ranks.items()}) == kept
+
+
+def test_asking_for_more_slices_does_not_change_the_first() -> None:
+    graph, weights = layered(np.random.default_rng(1), [5, 6, 7, 3], 0.3)
+    lean = LeanOrder(graph, weights)
+    total = sum(held.size for held in weights.values())
+    for upto in (0, 3, 2, 20, total):
+        assert lean.order(upto)[:upto].tolist() == LeanOrder(graph, weights).order(upto)[:upto].tolist()
+    assert lean.order(0).tolist() == LeanOrder(graph, weights).order(total).tolist()

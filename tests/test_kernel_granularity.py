@@ -25,9 +25,10 @@ from witness import assert_zeroed_copy, constants, feeds, largest_error, outputs
 import onnxprune
 from onnxprune.bodies import flatten
 from onnxprune.graph import Graph
+from onnxprune.kernel_budget import Budget, within_budget
 from onnxprune.ops import build_map
-from onnxprune.passes.channel_graph import accessible
-from onnxprune.passes.kernel_scores import KERNEL_METHODS
+from onnxprune.passes.channel_graph import EdgeMask, accessible
+from onnxprune.passes.kernel_scores import KERNEL_METHODS, Topology
 from onnxprune.passes.kernel_slices import Kernels, kernels_of, on_paths
 from onnxprune.pipeline import Result
 from onnxprune.plan import KernelCut, Plan, kernel_cuts
@@ -147,6 +148,22 @@ def test_a_dense_net_stays_connected(models: Path, method: str) -> None:
 def test_a_budget_below_what_reaches_every_output_is_refused(models: Path) -> None:
     with pytest.raises(onnxprune.UnreachableError, match=r"at most 0\.99\d+ can"):
         pruned(models / "resnet_digits.onnx", 0.9999, method="topology")
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.9])
+def test_a_physical_budget_is_filled_in_few_steps(models: Path, power: float, sparsity: float) -> None:
+    held = kernels(onnx.load(models / "unet_circles.onnx"))
+    selection, seen = Topology().selection(held), list[float]()
+
+    def size(mask: EdgeMask) -> float:
+        seen.append(1e6 * (held.count(mask) / held.total) ** power)
+        return seen[-1]
+
+    budget = Budget("weights", sparsity, size, 1e6)
+    found = within_budget(held, selection, budget)
+    assert 0.98 * budget.most <= size(found.mask) <= budget.most
+    assert len(seen) <= 7
 
 
 def test_inspection_tells_what_plain_magnitude_leaves_connected(models: Path) -> None:

@@ -23,7 +23,8 @@ at the first edge whose weight, even with the best source there is, cannot win. 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ from onnxprune.passes.anchored_chains import anchored_edges
 from onnxprune.passes.chain_stages import BlockStage, Chain, Floats, LinkStage, Stages, stages_of
 from onnxprune.passes.channel_graph import BoolArray, ChannelGraph, Vertices, consistent_edges
 
-__all__ = ["Chain", "NumpySearch", "chains", "lean_edges", "lean_mask", "lean_ranks", "log_weights"]
+__all__ = ["Chain", "LeanOrder", "NumpySearch", "chains", "descending", "lean_edges", "lean_mask", "log_weights"]
 
 _COMPILED_FROM = 100_000  # kernel slices; numba takes seconds to compile once, and part of one to load
 
@@ -98,31 +99,52 @@ def lean_edges(graph: ChannelGraph, weights: Mapping[int, Floats], keep: int, *,
     return kept
 
 
-def lean_ranks(graph: ChannelGraph, weights: Mapping[int, Floats], upto: int) -> dict[int, NDArray[np.int64]]:
-    """When LEAN takes each kernel slice: 0 for the first, a path from its start to its end, then singly by weight.
+class LeanOrder:
+    """The order in which LEAN takes kernel slices: path after path, each from its start to its end, then singly by
+    weight; slices without a weight (−∞) come last, as stored. Paths are only looked for as far as they are asked for.
 
-    Beyond ``upto`` slices, all are taken singly. Slices without a weight (−∞) come last, as stored.
-
-    Returns: node of each listed layer → ranks [out, in per group], all different.
+    Slices are numbered layer after layer (nodes in order), in each as stored.
     """
-    kept = {node: np.zeros(weight.shape, np.bool_) for node, weight in weights.items()}
-    ranks = {node: np.zeros(weight.shape, np.int64) for node, weight in weights.items()}
-    count = 0
-    for chain in chains(graph, weights) if upto > 0 else ():
-        for node, out, i in chain.slices:
-            kept[node][out, i] = True
-            ranks[node][out, i] = count
-            count += 1
-        if count >= upto:
-            break
-    every, bounds = _flat(weights, kept)
-    left = np.argsort(-every, kind="stable")
-    left = left[~np.concatenate([np.zeros(0, np.bool_), *(kept[node].ravel() for node in sorted(weights))])[left]]
-    place = np.empty(len(every), np.int64)
-    place[left] = np.arange(count, len(every))
-    for node, low, high in zip(sorted(weights), bounds[:-1], bounds[1:], strict=True):
-        ranks[node] = np.where(kept[node], ranks[node], place[low:high].reshape(kept[node].shape))
-    return ranks
+
+    def __init__(self, graph: ChannelGraph, weights: Mapping[int, Floats]) -> None:
+        self.graph, self.weights = graph, weights
+        self.nodes = sorted(weights)
+        self.starts = np.cumsum([0, *(weights[node].size for node in self.nodes)])
+        self._start = dict(zip(self.nodes, self.starts.tolist(), strict=False))
+        self._on_paths: list[int] = []
+
+    @cached_property
+    def _paths(self) -> Iterator[Chain]:
+        return chains(self.graph, self.weights)
+
+    @cached_property
+    def _singly(self) -> Vertices:
+        every = np.concatenate([np.zeros(0), *(self.weights[node].ravel() for node in self.nodes)])
+        return descending(every)
+
+    def order(self, upto: int) -> Vertices:
+        """All slices, in order; beyond the first ``upto`` (or as many as were asked for before), by weight alone."""
+        while len(self._on_paths) < upto and (chain := next(self._paths, None)) is not None:
+            for node, out, i in chain.slices:
+                self._on_paths.append(self._start[node] + out * self.weights[node].shape[1] + i)
+        first = np.array(self._on_paths, np.int64)
+        taken = np.zeros(int(self.starts[-1]), np.bool_)
+        taken[first] = True
+        return np.concatenate([first, self._singly[~taken[self._singly]]])
+
+    def blocks(self, values: NDArray[Any]) -> dict[int, NDArray[Any]]:
+        """A value for every slice → node of each layer → its values, [out, in per group]."""
+        parts = np.split(values, self.starts[1:-1]) if self.nodes else []
+        return {node: part.reshape(self.weights[node].shape) for node, part in zip(self.nodes, parts, strict=True)}
+
+
+def descending(values: NDArray[np.floating]) -> Vertices:
+    """The order that sorts values from large to small, equal ones by place; faster than a stable sort."""
+    order = np.argsort(-values)
+    equal = np.append(values[order[1:]] == values[order[:-1]], False)
+    tied = np.flatnonzero(equal | np.roll(equal, 1))
+    order[tied] = order[tied][np.lexsort((order[tied], -values[order[tied]]))]
+    return order
 
 
 def _flat(weights: Mapping[int, Floats], kept: Mapping[int, BoolArray]) -> tuple[Floats, Vertices]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelMap, Contraction
 from onnxprune.passes.anchored_chains import anchored_edges
-from onnxprune.passes.chains import lean_ranks, log_weights
+from onnxprune.passes.chains import LeanOrder, descending, log_weights
 from onnxprune.passes.channel_graph import EdgeMask, accessible
 from onnxprune.passes.kernel_slices import Kernels
 from onnxprune.passes.norms import FloatArray, frobenius_block, l1_block, operator_block
@@ -111,33 +111,40 @@ class Random(_OneByOne):
 
 def strongest(kernels: Kernels, scores: Mapping[int, FloatArray]) -> Selection:
     """Best score first; equal ones in the order of the model. A shared slice has the best of its scores."""
-    best, reads = [np.zeros(0)], [np.zeros(0, np.int64)]
-    for held in kernels.free:
-        found = np.maximum.reduce([scores[node] for node in held.nodes])
-        best.append(found[kernels.nonzero[held.node]])
-        reads.append(np.full(len(best[-1]), len(held.nodes)))
-    ends = np.cumsum([len(part) for part in best])
-    order = _descending(np.concatenate(best))
-    spent = kernels.fixed + np.cumsum(np.concatenate(reads)[order])
+    entries = _Entries(kernels)
+    best = [np.maximum.reduce([scores[node] for node in held.nodes])[kernels.nonzero[held.node]] for held in kernels.free]
+    order = descending(np.concatenate([np.zeros(0), *best]))
+    return Selection(lambda count: entries.first(order, count), kernels.fixed)
 
-    def select(count: int) -> EdgeMask:
-        taken = np.zeros(len(order), np.bool_)
+
+class _Entries:
+    """The slices that may be chosen: those that are not zero, layer after layer, a shared one once."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self.kernels = kernels
+        counts = [int(np.count_nonzero(kernels.nonzero[held.node])) for held in kernels.free]
+        self.ends = np.cumsum([0, *counts])
+        self.reads = np.repeat([len(held.nodes) for held in kernels.free], counts)
+
+    def first(self, order: NDArray[np.int64], count: int) -> EdgeMask:
+        """The mask with as many slices as may stay, in this order (entries)."""
+        spent = self.kernels.fixed + np.cumsum(self.reads[order])
+        taken = np.zeros(len(self.reads), np.bool_)
         taken[order[: np.searchsorted(spent, count, side="right")]] = True
-        chosen = {held.node: np.zeros_like(kernels.nonzero[held.node]) for held in kernels.free}
-        for held, start, end in zip(kernels.free, ends, ends[1:], strict=False):
-            chosen[held.node][kernels.nonzero[held.node]] = taken[start:end]
-        return kernels.mask(chosen)
+        chosen = {held.node: np.zeros_like(self.kernels.nonzero[held.node]) for held in self.kernels.free}
+        for held, start, end in zip(self.kernels.free, self.ends, self.ends[1:], strict=False):
+            chosen[held.node][self.kernels.nonzero[held.node]] = taken[start:end]
+        return self.kernels.mask(chosen)
 
-    return Selection(select, kernels.fixed)
-
-
-def _descending(values: FloatArray) -> NDArray[np.intp]:
-    """The order that sorts values from large to small, equal ones by place; faster than a stable sort."""
-    order = np.argsort(-values)
-    equal = np.append(values[order[1:]] == values[order[:-1]], False)
-    tied = np.flatnonzero(equal | np.roll(equal, 1))
-    order[tied] = order[tied][np.lexsort((order[tied], -values[order[tied]]))]
-    return order
+    @cached_property
+    def numbers(self) -> dict[int, NDArray[np.int64]]:
+        """Node → the number of each of its slices, [out, in per group]; −1 for slices that are zero."""
+        found = {}
+        for held, start, end in zip(self.kernels.free, self.ends, self.ends[1:], strict=False):
+            block = np.full(self.kernels.nonzero[held.node].shape, -1, np.int64)
+            block[self.kernels.nonzero[held.node]] = np.arange(start, end)
+            found.update(dict.fromkeys(held.nodes, block))
+        return found
 
 
 @dataclass(frozen=True)
@@ -153,23 +160,40 @@ class Lean:
     name: ClassVar[str] = "lean"
 
     def selection(self, kernels: Kernels) -> Selection:
-        weights = _chain_weights(kernels, self.norm_grid)
-        ranked: dict[int, dict[int, FloatArray]] = {}  # by how many slices: a search asks for several numbers
+        lean, entries = LeanOrder(kernels.graph, _chain_weights(kernels, self.norm_grid)), _Entries(kernels)
+        number = np.concatenate([np.zeros(0, np.int64), *(entries.numbers[node].ravel() for node in lean.nodes)])
 
         def select(count: int) -> EdgeMask:
-            upto = min((known for known in ranked if known >= count), default=count)
-            if upto not in ranked:
-                ranks = lean_ranks(kernels.graph, weights, upto)
-                ranked[upto] = {node: -block.astype(np.float64) for node, block in ranks.items()}
-            return _reaching_all(kernels, ranked[upto], strongest(kernels, ranked[upto]).choose(count), count)
+            order = lean.order(count - kernels.fixed)
+            mask = entries.first(_without_repeats(number[order], len(entries.reads)), count)
+            return _reaching_all(kernels, lambda: _strengths(lean, order), mask, count)
 
         return Selection(select, kernels.fixed)
 
 
-def _reaching_all(kernels: Kernels, scores: Mapping[int, FloatArray], mask: EdgeMask, count: int) -> EdgeMask:
+def _without_repeats(order: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Entries where each comes first, without those that are none (−1)."""
+    order = order[order >= 0]
+    if len(order) == size:
+        return order
+    return order[np.sort(np.unique(order, return_index=True)[1])]
+
+
+def _strengths(lean: LeanOrder, order: NDArray[np.int64]) -> dict[int, FloatArray]:
+    """The earlier in the order, the stronger: node → strengths, [out, in per group]."""
+    strength = np.empty(len(order))
+    strength[order] = -np.arange(len(order), dtype=np.float64)
+    return lean.blocks(strength)
+
+
+def _reaching_all(
+    kernels: Kernels, scores: Callable[[], Mapping[int, FloatArray]], mask: EdgeMask, count: int
+) -> EdgeMask:
     """The mask, where it reaches every output that can be reached; else the best by these scores that does."""
+    if count <= kernels.fixed:  # nothing to choose
+        return mask
     reached, possible = (accessible(kernels.graph, m)[kernels.graph.outputs] for m in (mask, kernels.nonzero))
-    problem = None if np.array_equal(reached, possible) else _connected(kernels, scores)
+    problem = None if np.array_equal(reached, possible) else _connected(kernels, scores())
     if problem is None or count - kernels.fixed < problem.least:
         return mask
     return kernels.mask(connected_selection(problem, count - kernels.fixed))
