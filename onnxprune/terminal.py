@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +23,8 @@ __all__ = ["Terminal"]
 
 _WIDEST = 8  # layers shown as bars in the summary
 _PIPE_WIDTH = 200  # columns when the output is not a terminal
+_GAP = 2  # columns between those of a table
+_LEAST_CAUSE = 22  # columns for what froze a layer, even where lines then are longer than the terminal
 _BAR = 24  # characters of the longest bar
 _CAUSES = 5  # causes of freezing shown without -v
 
@@ -125,12 +128,9 @@ class Terminal:
 
     def inspection(self, found: Inspection, path: Path) -> None:
         """Layers, frozen weights with their shares, and what is reachable."""
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        for name in ("layer", "operator", "in", "out", "groups", "acc", "co-acc", "dead", "weights", "frozen by"):
-            left = name in ("layer", "operator", "frozen by")
-            table.add_column(name, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
-        for layer, channels in zip(found.layers, found.channels, strict=True):
-            table.add_row(
+        names = ("layer", "operator", "in", "out", "groups", "acc", "co-acc", "dead", "weights", "frozen by")
+        rows = [
+            (
                 _short(layer.name, 30),
                 layer.operator,
                 str(layer.inputs),
@@ -142,7 +142,19 @@ class Terminal:
                 _count(layer.weights),
                 layer.frozen_by,
             )
-        self.console.print(table)
+            for layer, channels in zip(found.layers, found.channels, strict=True)
+        ]
+        widths = [max(map(cell_len, column)) + _GAP for column in zip(names, *rows, strict=True)]
+        room = max(_LEAST_CAUSE, self.console.width - sum(widths[:-1]))  # a long cause must not push the numbers out
+        table = Table(box=None, padding=(0, _GAP, 0, 0))
+        for name, width in zip(names, [*widths[:-1], room], strict=True):
+            left = name in ("layer", "operator", "frozen by")
+            table.add_column(
+                name, justify="left" if left else "right", no_wrap=True, overflow="ellipsis", max_width=width - _GAP
+            )
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table, width=sum(widths[:-1]) + room)
         self.console.print(
             "groups: coupled channels that may leave; acc, co-acc: output channels reached from an input, "
             "reaching an output"
