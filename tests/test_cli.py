@@ -617,16 +617,14 @@ def test_inspect_names_what_is_frozen_and_by_whom(models: Path, capsys: Capture)
 
 
 def test_long_names_do_not_push_the_numbers_out(tmp_path: Path, capsys: Capture) -> None:
-    text = "(float[1,3,8,8] x) => (float[A,B,C,D] y) { a = Conv(x, w) b = Frobnicate(a) y = Conv(b, v) }"
-    made = model_of(text, w=(57, 3, 3, 3), v=(41, 57, 1, 1))
+    made = model_of("(float[1,3,8,8] x) => (float[A,B,C,D] y) { a = Conv(x, w) y = Frobnicate(a) }", w=(57, 3, 3, 3))
     made.graph.node[1].name = "model_1/a_name_by_a_framework;" * 12
     path = tmp_path / "model.onnx"
     onnx.save(made, path)
     assert run("inspect", path) == 0
-    header, *lines = capsys.readouterr().out.splitlines()
+    header, row, *_ = capsys.readouterr().out.splitlines()
     assert header.split()[:9] == ["layer", "operator", "in", "out", "groups", "acc", "co-acc", "dead", "weights"]
-    layers = [line.split() for line in lines[:2]]
-    assert [(line[2], line[3], line[8]) for line in layers] == [("3", "57", "1539"), ("57", "41", "2337")]
+    assert row.split()[1:9] == ["Conv", "3", "57", "0", "57", "57", "0", "1539"]
 
 
 def test_bench_prints_json(model: Path, capsys: Capture) -> None:
