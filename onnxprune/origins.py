@@ -2,8 +2,8 @@
 
 "Coupled with an axis of fixed size" names the node at which channels meet an axis that has none, often far from the
 cause: a state that the model takes as an input, a mean over the channels. The way back from that node along the
-activations without channels ends at a model input, or at the operator that made an axis without channels out of
-others with them.
+activations without channels ends at a model input, or at the operator that made an axis without channels: out of
+others with them, or as one that freezes what it reads (an STFT).
 """
 
 from __future__ import annotations
@@ -36,13 +36,18 @@ class Origins:
     def _nodes(self) -> dict[tuple[str, str], NodeProto]:
         return {(node.op_type, node_name(node)): node for node in self.channel_map.graph.nodes}
 
+    @cached_property
+    def _freezing(self) -> set[tuple[str, str]]:
+        causes = dict.fromkeys(self.channel_map.reasons.values())
+        return {(cause.operator, cause.node) for cause in causes if cause.reason != FIXED_SIZE}
+
     def _origin(self, node: NodeProto) -> str | None:
         """A clause that follows "an axis of fixed size"."""
         graph, found = self.channel_map.graph, self._plain(node)
         while found is not None and found in graph.producer:
             made_by = graph.nodes[graph.producer[found]]
             found = self._plain(made_by)
-            if found is None:
+            if found is None or (made_by.op_type, node_name(made_by)) in self._freezing:
                 return f"made by {made_by.op_type} '{node_name(made_by)}'"
         return None if found is None else f"of model input '{found}'"
 
