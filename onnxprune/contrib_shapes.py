@@ -105,11 +105,11 @@ def _product(node: NodeProto, inputs: _Inputs) -> Sequence[Shape | None]:
     return [(*np.broadcast_shapes(tuple(a[:-2]), tuple(b[:-2])), a[-2], b[-1])]
 
 
-_PLAIN = {"SimplifiedLayerNormalization": ("", "ai.onnx")}
-"""Operators that are no part of ONNX either, though they are written in its domain."""
+_PLAIN = dict.fromkeys(("GroupNormalization", "SimplifiedLayerNormalization"), ("", "ai.onnx"))
+"""Operators of which ONNX infers no shape either, though they are written in its domain."""
 
 _RULES: dict[str, _Rule] = {
-    **dict.fromkeys(["BiasGelu", "FastGelu", "Gelu", "QuickGelu", "RotaryEmbedding"], _same),
+    **dict.fromkeys(["BiasGelu", "FastGelu", "Gelu", "GroupNormalization", "QuickGelu", "RotaryEmbedding"], _same),
     **dict.fromkeys(
         ["SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"], _normalised
     ),

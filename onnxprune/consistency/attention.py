@@ -8,19 +8,23 @@ __all__ = ["attention", "group_query_attention", "multi_head_attention", "packed
 
 
 def attention(site: Site) -> None:
-    """Q and K have equally wide heads, K and V equally many, which divide those of Q.
+    """Q and K have equally wide heads, K and V equally many, which divide those of Q; a mask is for one or for all.
 
     https://onnx.ai/onnx/operators/onnx__Attention.html
     """
     if any(site.shape(k) is None for k in range(3)):
         return
+    heads = site.size(0, 1) if site.rank(0) == 4 else site.integer("q_num_heads", 0) or None
+    if site.rank(3) == 4:
+        site.expect(3, site.size(3, 1) in (1, None, heads) or heads is None, f"size {site.size(3, 1)} along axis 1",
+                    f"1 or {heads} (heads of Q)")  # fmt: skip
     if site.rank(0) == 4:
         site.expect_size(1, 3, site.size(0, 3), "head width of Q")
         site.expect_size(2, 1, site.size(1, 1), "heads of K")
         site.expect_multiple(0, 1, site.size(1, 1) or 0, "heads of K")
         return
-    heads, shared = site.integer("q_num_heads", 0), site.integer("kv_num_heads", 0)
-    if heads < 1 or shared < 1:
+    shared = site.integer("kv_num_heads", 0)
+    if heads is None or heads < 1 or shared < 1:
         return
     site.expect_multiple(0, 2, heads, "q_num_heads")
     site.expect_multiple(2, 2, shared, "kv_num_heads")
@@ -82,7 +86,7 @@ def group_query_attention(site: Site) -> None:
 
 
 def rotary(site: Site) -> None:
-    """Both caches have the same shape; without rotary_embedding_dim they are half as wide as a head.
+    """Both caches have the same shape, half as wide as what is turned: rotary_embedding_dim, or a whole head.
 
     https://onnx.ai/onnx/operators/onnx__RotaryEmbedding.html
     """
@@ -92,7 +96,9 @@ def rotary(site: Site) -> None:
         return
     site.expect_shape(first + 1, cosines, "as the cosines")
     heads, whole = site.integer("num_heads", 0), site.size(0, -1)
-    if site.integer("rotary_embedding_dim", 0) or whole is None or (site.rank(0) == 3 and not heads):
+    if whole is None or (site.rank(0) == 3 and not heads):
         return
     width = whole // heads if site.rank(0) == 3 else whole
-    site.expect_size(first, -1, width // 2, "half a head")
+    turned = site.integer("rotary_embedding_dim", 0) or width
+    site.expect(0, turned <= width, f"heads of width {width}", f"at least {turned} (rotary_embedding_dim)")
+    site.expect_size(first, -1, turned // 2, "half of what is turned of a head")

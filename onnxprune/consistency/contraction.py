@@ -21,13 +21,15 @@ class _Conv:
     bias: int | None
 
     def __call__(self, site: Site) -> None:
-        """X [N, C, …], W [M, C / group, k…], B [M]; C and M are multiples of group; k is kernel_shape.
+        """X [N, C, …] (or, with channels_last, [N, …, C]), W [M, C / group, k…], B [M]; C and M are multiples of group;
+        k is kernel_shape.
 
         https://onnx.ai/onnx/operators/onnx__Conv.html
         """
-        group, channels, filters = site.integer("group", 1), site.size(self.data, 1), site.size(self.weight, 0)
+        axis = -1 if site.integer("channels_last", 0) else 1
+        group, channels, filters = site.integer("group", 1), site.size(self.data, axis), site.size(self.weight, 0)
         site.expect_rank(self.weight, site.rank(self.data), "as its data")
-        site.expect_multiple(self.data, 1, group, "group")
+        site.expect_multiple(self.data, axis, group, "group")
         site.expect_multiple(self.weight, 0, group, "group")
         site.expect_size(self.weight, 1, None if channels is None else channels // max(group, 1), "channels / group")
         if self.bias is not None:

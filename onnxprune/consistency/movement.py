@@ -20,6 +20,9 @@ __all__ = [
     "pool",
     "reshape",
     "resize",
+    "reverse_sequence",
+    "scatter_elements",
+    "scatter_nd",
     "slice_",
     "space_to_depth",
     "split",
@@ -27,6 +30,7 @@ __all__ = [
     "tile",
     "top_k",
     "transpose",
+    "unpool",
     "upsample",
 ]
 
@@ -101,6 +105,41 @@ def _expect_indices(site: Site, axis: int) -> None:
     if size is not None and indices:
         low, high = min(indices), max(indices)
         site.expect(1, -size <= low and high < size, f"indices from {low} to {high}", f"-{size} to {size - 1}")
+
+
+def scatter_elements(site: Site) -> None:
+    """As many updates as indices, of the rank of the data.
+
+    https://onnx.ai/onnx/operators/onnx__ScatterElements.html
+    """
+    gather_elements(site)
+    indices = site.shape(1)
+    if indices is not None:
+        site.expect_shape(2, indices, "as the indices")
+
+
+def scatter_nd(site: Site) -> None:
+    """indices […, k], updates: what k indices leave of the data, for each.
+
+    https://onnx.ai/onnx/operators/onnx__ScatterND.html
+    """
+    data, indices = site.shape(0), site.shape(1)
+    if data is None or not indices or indices[-1] is None:
+        return
+    site.expect(1, indices[-1] <= len(data), f"{indices[-1]} indices of a place", f"at most {len(data)}")
+    site.expect_shape(2, (*indices[:-1], *data[indices[-1] :]), "what is left at the indices")
+
+
+def unpool(site: Site) -> None:
+    """An index for every number.  https://onnx.ai/onnx/operators/onnx__MaxUnpool.html"""
+    shape = site.shape(0)
+    if shape is not None:
+        site.expect_shape(1, shape, "as the data")
+
+
+def reverse_sequence(site: Site) -> None:
+    """A length for each of the batch.  https://onnx.ai/onnx/operators/onnx__ReverseSequence.html"""
+    site.expect_shape(1, [site.size(0, site.integer("batch_axis", 1))], "one a sequence")
 
 
 def reshape(site: Site) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 from onnxprune.consistency.movement import concat_at
 from onnxprune.consistency.site import Site
 
-__all__ = ["linear", "linear_concat", "per_filter", "single"]
+__all__ = ["linear", "linear_concat", "packed_matmul", "per_filter", "single"]
 
 
 def linear(site: Site) -> None:
@@ -54,6 +55,18 @@ def single(*parameters: int) -> Callable[[Site], None]:
             site.expect_vector_or_one(k, 1, "a scale or zero point")
 
     return rule
+
+
+def packed_matmul(site: Site) -> None:
+    """a […, K], B [N, blocks, bytes], scales [N·blocks] in any shape, bias [N]: com.microsoft.MatMulNBits."""
+    wide, blocks = site.integer("N", 0), site.size(1, 1)
+    site.expect_size(0, -1, site.integer("K", 0) or None, "K")
+    site.expect_size(1, 0, wide or None, "N")
+    scales = site.shape(2)
+    if scales is not None and None not in scales and blocks is not None:
+        count = prod(n for n in scales if n is not None)
+        site.expect(2, count == wide * blocks, f"{count} scales", f"{wide * blocks} (N, for each of {blocks} blocks)")
+    site.expect_shape(5, [wide or None], "N")
 
 
 def linear_concat(site: Site) -> None:

@@ -14,7 +14,7 @@ from onnxprune.consistency import elementwise as e
 from onnxprune.consistency import movement as m
 from onnxprune.consistency import normalization as n
 from onnxprune.consistency import quantization as q
-from onnxprune.consistency.recurrent import recurrent
+from onnxprune.consistency.recurrent import dynamic_lstm, recurrent
 from onnxprune.consistency.site import Site
 
 __all__ = ["RULES", "rules_of"]
@@ -45,9 +45,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
     **_rows("GRU", recurrent(gates=3)),
     **_rows("LSTM", recurrent(gates=4, peepholes=3)),
     **_rows("RNN", recurrent(gates=1)),
+    **_rows("com.microsoft.DynamicQuantizeLSTM", dynamic_lstm),
     # attention
     **_rows("Attention", a.attention),
     **_rows("com.microsoft.Attention", a.packed_attention),
+    **_rows("com.microsoft.QAttention", a.packed_attention, q.per_filter(1, -1, 4, 7)),
     **_rows("com.microsoft.MultiHeadAttention", a.multi_head_attention),
     **_rows("com.microsoft.GroupQueryAttention", a.group_query_attention),
     **_rows("RotaryEmbedding com.microsoft.RotaryEmbedding", a.rotary),
@@ -56,9 +58,13 @@ RULES: dict[str, tuple[Rule, ...]] = {
     **_rows("DepthToSpace", m.depth_to_space),
     **_rows("Gather", m.gather),
     **_rows("GatherElements", m.gather_elements),
+    **_rows("MaxUnpool", m.unpool),
     **_rows("Pad", m.pad),
     **_rows("Reshape", m.reshape),
     **_rows("Resize", m.resize),
+    **_rows("ReverseSequence", m.reverse_sequence),
+    **_rows("ScatterElements", m.scatter_elements),
+    **_rows("ScatterND", m.scatter_nd),
     **_rows("Slice", m.slice_),
     **_rows("SpaceToDepth", m.space_to_depth),
     **_rows("Split", m.split),
@@ -83,12 +89,13 @@ RULES: dict[str, tuple[Rule, ...]] = {
     # quantisation: scales and zero points stand behind what they belong to
     **_rows("DequantizeLinear QuantizeLinear com.microsoft.DequantizeLinear com.microsoft.QuantizeLinear", q.linear),
     **_rows("ConvInteger", c.conv(bias=None), q.per_filter(1, 0, 3), q.single(2)),
-    **_rows("QLinearConv", c.conv(0, 3, 8), q.per_filter(3, 0, 4, 5), q.single(1, 2, 6, 7)),
+    **_rows("QLinearConv com.microsoft.QLinearConv", c.conv(0, 3, 8), q.per_filter(3, 0, 4, 5), q.single(1, 2, 6, 7)),
     **_rows("MatMulInteger", c.matmul()),
     **_rows("QLinearMatMul", c.matmul(0, 3), q.single(6, 7)),
     **_rows("com.microsoft.QGemm", c.gemm(0, 3, 6), q.single(1, 2, 7, 8)),
     **_rows("com.microsoft.DynamicQuantizeMatMul", c.matmul(), q.per_filter(1, -1, 2, 3), c.bias_of_last(4, 1)),
     **_rows("com.microsoft.MatMulIntegerToFloat", c.matmul(), q.per_filter(1, -1, 3, 5), c.bias_of_last(6, 1)),
+    **_rows("com.microsoft.MatMulNBits", q.packed_matmul),
     **_rows("com.microsoft.QLinearAdd com.microsoft.QLinearMul", e.broadcast_at(0, 3), q.single(1, 2, 4, 5, 6, 7)),
     **_rows("com.microsoft.QLinearWhere", e.broadcast_at(0, 1, 4), q.single(2, 3, 5, 6, 7, 8)),
     **_rows("com.microsoft.QLinearLeakyRelu com.microsoft.QLinearSigmoid com.microsoft.QLinearSoftmax "
