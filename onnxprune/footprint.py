@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from math import prod
 
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
-from onnxprune.bodies import MOST_NODES, unfolded_nodes
+from onnxprune.bodies import MOST_NODES, RESULT, is_marker, number, unfolded_nodes
 from onnxprune.errors import ModelError
 from onnxprune.files.tensor_bytes import raw_size
 from onnxprune.graph import Graph, node_name
@@ -22,12 +22,15 @@ __all__ = ["check_footprint"]
 _SHARE = 2  # of the machine's memory, the part one tensor may take
 _UNKNOWN = 16 * 2**30  # bytes of memory where the system does not say
 _FILLED = 2**30  # bytes that a tensor computed from constants alone may always take
+_MOST_ITERATIONS = 2**26  # of a loop that nothing ends before: minutes, even if its body is a single node
 
 
 def check_footprint(graph: Graph, shapes: Shapes) -> None:
-    """Raises ModelError for a tensor of fixed size that takes more than half of the memory, or, if it is computed
-    from constants alone, far more than all of these; and for calls of functions that stand for very many nodes."""
+    """Raises ModelError for a tensor that takes more than half of the memory, at least, or, if it is computed from
+    constants alone, far more than all of these; for calls of functions that stand for very many nodes; and for loops
+    that go on for hours."""
     _check_calls(graph)
+    _check_loops(graph, shapes)
     stored = sum(raw_size(tensor) for tensor in graph.constants.values())
     most, filled = _memory() // _SHARE, max(_FILLED, 2 * stored)
     fixed = set(graph.constants)
@@ -50,6 +53,30 @@ def _check_calls(graph: Graph) -> None:
         )
 
 
+def _check_loops(graph: Graph, shapes: Shapes) -> None:
+    for node in graph.nodes:
+        if node.domain == RESULT and node.op_type == "Loop":
+            count = shapes.values.get(node.input[0])
+            if count is not None and count.size == 1 and count.item() > _MOST_ITERATIONS and _is_endless(graph, node):
+                raise ModelError(
+                    f"Loop '{node_name(node)}' runs {int(count.item()):,} times, more than is tried here "
+                    f"({_MOST_ITERATIONS:,}); use --no-verify"
+                )
+
+
+def _is_endless(graph: Graph, result: NodeProto) -> bool:
+    """Whether a loop only hands on the condition that it is given, so that nothing ends it before its time."""
+    name = result.input[2]
+    while name in graph.producer:
+        node = graph.nodes[graph.producer[name]]
+        if is_marker(node):
+            return node.op_type == "Loop" and not node.input and number(node, "owner") == number(result, "owner")
+        if node.op_type != "Identity":
+            return False
+        name = node.input[0]
+    return name in graph.constants and bool(graph.values(name).all())
+
+
 def _memory() -> int:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -59,8 +86,9 @@ def _memory() -> int:
 
 def _check(what: str, name: str, shapes: Shapes, most: int) -> None:
     shape = shapes.of.get(name, ())
-    size = prod(shape) * _item_size(shapes.types.get(name, TensorProto.FLOAT))
-    if size > most and all(shapes.is_fixed(name, axis) for axis in range(len(shape))):
+    least = prod(size for axis, size in enumerate(shape) if shapes.is_fixed(name, axis))
+    size = least * _item_size(shapes.types.get(name, TensorProto.FLOAT))
+    if size > most:
         raise ModelError(
             f"{what} takes {size / 1e9:,.1f} GB, more than is tried here ({most / 1e9:,.1f} GB); "
             "run it elsewhere, or use --no-verify"

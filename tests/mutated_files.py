@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -89,9 +90,8 @@ def _work(seeds: range, folder: Path, report: int) -> None:
 
 def _run(seed: int, command: str, words: list[str], folder: Path) -> Run:
     said, out = folder / "said", folder / "out"
-    out.mkdir(exist_ok=True)
-    for path in out.iterdir():
-        path.unlink()
+    shutil.rmtree(out, ignore_errors=True)  # what a run left that was ended
+    out.mkdir()
     (out / "small.onnx").write_bytes(_BEFORE)
     for number, path in ((1, folder / "printed"), (2, said)):
         stream = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

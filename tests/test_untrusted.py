@@ -38,6 +38,14 @@ def worker() -> Iterator[Run]:
         ask.close()
 
 
+def test_a_loop_that_stops_is_run_whatever_its_limit(worker: Run, tmp_path: Path) -> None:
+    for name, code in (("Loop that could go on, and stops", 0), ("bomb: Loop that goes on for years", 1)):
+        model = BUILDERS[name](tmp_path)
+        assert isinstance(model, onnx.ModelProto)
+        (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+        assert [ended["code"] for ended in worker(tmp_path)[:2]] == [code, code], name
+
+
 @pytest.mark.parametrize("name", sorted(BUILDERS))
 def test_refused_in_one_line_or_handled(worker: Run, name: str, tmp_path: Path) -> None:
     model = BUILDERS[name](tmp_path)

@@ -200,6 +200,33 @@ _BOMBS: dict[str, Callable[[], ModelProto]] = {
     "Einsum": lambda: _between(_node("Einsum", ["a", "a", "a"], ["e"], equation="ab,cd,ef->abcdef"),
                                _node("ReduceSum", ["e"], ["d"]), _node("Add", ["a", "d"], ["z"])),
 }  # fmt: skip
+@_case("bomb: an input of which one size is open")
+def _(_folder: Path) -> ModelProto:
+    model = _between(_node("ReduceMax", ["b"], ["m"]), _node("Add", ["a", "m"], ["z"]))
+    model.graph.input.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, ["N", _HUGE, 4]))
+    return model
+
+
+def _counting(limit: int, condition: str) -> ModelProto:
+    """A Loop of so many iterations, that returns every one of them."""
+    def scalar(name: str, kind: int) -> Any:
+        return helper.make_tensor_value_info(name, kind, [])
+
+    body = helper.make_graph(
+        [_node("Less", ["i", "three"], ["few"]), _node("Identity", [condition], ["on"]),
+         _node("Cast", ["i"], ["each"], to=TensorProto.FLOAT)], "body",
+        [scalar("i", TensorProto.INT64), scalar("given", TensorProto.BOOL)],
+        [scalar("on", TensorProto.BOOL), scalar("each", TensorProto.FLOAT)],
+    )  # fmt: skip
+    nodes = [_node("Loop", ["limit", ""], ["all"], body=body), _node("ReduceMax", ["all"], ["m"]),
+             _node("Add", ["a", "m"], ["z"])]  # fmt: skip
+    return _between(*nodes, limit=np.int64(limit), three=np.int64(3))
+
+
+BUILDERS["bomb: Loop that goes on for years"] = lambda _f: _counting(_HUGE, "given")
+BUILDERS["Loop that could go on, and stops"] = lambda _f: _counting(2**62, "few")
+
+
 for _name, _bomb in _BOMBS.items():
     BUILDERS[f"bomb: {_name}"] = lambda _f, bomb=_bomb: bomb()  # type: ignore[misc]
 
