@@ -33,6 +33,7 @@ from onnx import ModelProto
 from onnx.external_data_helper import uses_external_data
 
 from onnxprune.errors import ModelError, UsageError
+from onnxprune.files.arity import check_arity
 from onnxprune.files.data_file import write_data
 from onnxprune.files.external_data import DataFiles
 from onnxprune.files.node_order import arrange, out_of_order
@@ -207,6 +208,7 @@ def _check_model(proto: ModelProto) -> None:
         raise ModelError("the graph has no outputs, so nothing in it matters")
     if proto.ir_version >= 3 and not proto.opset_import:
         raise ModelError("no operator set is named (opset_import); the model may be cut short")
+    check_arity(proto)
 
 
 # ---- save

@@ -21,7 +21,7 @@ import onnxprune
 from onnxprune.graph import subgraphs
 from onnxprune.ops.table import RULES, Rule
 
-__all__ = ["Fault", "Plant", "assert_noticed", "unresized"]
+__all__ = ["SHARES", "Fault", "Plant", "assert_noticed", "tried", "unresized"]
 
 TRIED = 400  # models that have the operator
 SHARES = 0.5, 0.9  # of the channels that leave
@@ -52,7 +52,7 @@ def assert_noticed(fault: Fault, patch: pytest.MonkeyPatch) -> None:
     their own.
     """
     check = KINDS[fault.kind][1]
-    for seed, model in _tried(fault):
+    for seed, model in tried(fault):
         with patch.context() as planted:
             for place in ("exactness", "onnxprune.pipeline"):
                 planted.setattr(f"{place}.assert_consistent", lambda *args, **kwargs: None)
@@ -125,7 +125,7 @@ KINDS: dict[str, tuple[Callable[[int], ModelProto], Check]] = {
 _made = cache(lambda kind, seed: KINDS[kind][0](seed))
 
 
-def _tried(fault: Fault) -> Iterator[tuple[int, ModelProto]]:
+def tried(fault: Fault) -> Iterator[tuple[int, ModelProto]]:
     """Seeds and models that have the operator of the fault."""
     found = 0
     for seed in range(100 * TRIED):

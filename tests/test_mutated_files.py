@@ -20,7 +20,7 @@ def test_refused_in_one_line_or_handled(part: int) -> None:
     wrong = [f"seed {run.seed}, {run.command}: {said}; {run.said!r}" for run in found if (said := complaint(run))]
     assert not wrong, "\n".join([*wrong, "python tests/mutated_files.py --files 1 --first SEED"])
     assert len(found) == 2 * FILES
-    assert sum(run.code == 0 for run in found) > FILES / 5  # what is damaged is not always noticed
+    assert sum(run.code == 0 for run in found) > FILES / 10  # what is damaged is not always noticed
     assert len({run.said for run in found}) > FILES / 5
 
 

@@ -66,7 +66,8 @@ def multi_head_attention(site: Site) -> None:
 
 
 def group_query_attention(site: Site) -> None:
-    """query [.., H·d], key and value [.., G·d], or all three in one: com.microsoft.GroupQueryAttention."""
+    """query [.., H·d], key and value [.., G·d], or all three in one; caches of cosines and sines [.., ≤ d/2]:
+    com.microsoft.GroupQueryAttention."""
     heads, shared = site.integer("num_heads", 0), site.integer("kv_num_heads", 0)
     if heads < 1 or shared < 1 or site.rank(0) != 3:
         return
@@ -83,6 +84,9 @@ def group_query_attention(site: Site) -> None:
         if site.rank(k) == 4:
             site.expect_size(k, 1, shared, "kv_num_heads")
             site.expect_size(k, 3, width, "head width")
+    for k in (7, 8):
+        turned = 2 * (site.size(k, 1) or 0)
+        site.expect(k, turned <= width, f"{turned // 2} cosines or sines", f"at most half a head of width {width}")
 
 
 def rotary(site: Site) -> None:
