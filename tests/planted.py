@@ -18,10 +18,11 @@ from witness import feeds
 from zeroed import with_zeros
 
 import onnxprune
+from onnxprune.channels import Ids, NodeContext
 from onnxprune.graph import subgraphs
 from onnxprune.ops.table import RULES, Rule
 
-__all__ = ["SHARES", "Fault", "Plant", "assert_noticed", "tried", "unresized"]
+__all__ = ["SHARES", "Fault", "Plant", "assert_noticed", "tried", "unfrozen", "unresized"]
 
 TRIED = 400  # models that have the operator
 SHARES = 0.5, 0.9  # of the channels that leave
@@ -43,6 +44,17 @@ class Fault:
 def unresized(op: str) -> Plant:
     """A node keeps the sizes, positions or counts it spells out."""
     return lambda patch: patch.setitem(RULES, op, Rule(RULES[op].channels))
+
+
+def unfrozen(reason: str) -> Plant:
+    """What must stay for this reason may leave."""
+    right = NodeContext.freeze
+
+    def freeze(ctx: NodeContext, ids: Ids | None, why: str) -> None:
+        if reason not in why:
+            right(ctx, ids, why)
+
+    return lambda patch: patch.setattr(NodeContext, "freeze", freeze)
 
 
 def assert_noticed(fault: Fault, patch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """The consistency rules alone notice faults that leave wrong sizes, without a model being run.
 
 Each fault is planted where a model is pruned. Where the result does not run, or makes outputs of another shape, the
-rules have to say so. What stays silent are sizes that depend on what is fed, and limits of single kernels of the runtime.
+rules have to say so. They are silent about sizes that depend on what is fed, and about limits of single kernels.
 """
 
 from __future__ import annotations

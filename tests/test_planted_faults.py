@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from planted import Fault, Plant, assert_noticed, unresized
+from planted import Fault, Plant, assert_noticed, unfrozen, unresized
 
 from onnxprune import channels, editing
 from onnxprune.channels import Axes, ChannelMap, Ids, NodeContext
@@ -168,17 +168,6 @@ def zero_stays(op: str) -> Plant:
 
 
 RIGHT = dict(RULES)
-
-
-def unfrozen(reason: str) -> Plant:
-    """What must stay for this reason may leave."""
-    right = NodeContext.freeze
-
-    def freeze(ctx: NodeContext, ids: Ids | None, why: str) -> None:
-        if reason not in why:
-            right(ctx, ids, why)
-
-    return lambda patch: patch.setattr(NodeContext, "freeze", freeze)
 
 
 def sharing_forgotten(patch: pytest.MonkeyPatch) -> None:

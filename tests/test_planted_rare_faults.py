@@ -4,6 +4,7 @@ what left, quantised numbers, bodies, and the constants that dead channels carry
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from exactness import Array
-from planted import Fault, Plant, assert_noticed, unresized
+from planted import Fault, Plant, assert_noticed, unfrozen, unresized
 
-from onnxprune.bodies import BEGIN, END
+from onnxprune.bodies import BEGIN, END, number
 from onnxprune.channels import Axes, ChannelMap, NodeContext
 from onnxprune.editing import NodeEditor
 from onnxprune.graph import Edge
@@ -105,6 +106,30 @@ def captured_whole(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ChannelMap, "constant_uses", wrong)
 
 
+RESTORING = importlib.import_module("onnxprune.bodies.restore")  # its package has a function of the same name
+
+
+def along_the_first_axis(patch: pytest.MonkeyPatch) -> None:
+    """Slices of a Scan are taken for slices along the first axis."""
+    patch.setattr(control, "number", lambda node, name: 0 if name == "axis" else number(node, name))
+
+
+def outputs_of_a_branch_reversed(patch: pytest.MonkeyPatch) -> None:
+    """The second body of a node is put back with its outputs in another order."""
+    right = RESTORING._made
+
+    def wrong(results: Any, i: int) -> Any:
+        made = right(results, i)
+        return made[::-1] if i == 1 else made
+
+    patch.setattr(RESTORING, "_made", wrong)
+
+
+def declared_as_before(patch: pytest.MonkeyPatch) -> None:
+    """What goes in and out of bodies is declared in the sizes it had."""
+    patch.setattr(RESTORING._Restorer, "_declaration", lambda self, value, name: value)
+
+
 # ---- constants that dead channels carry -----------------------------------------------------------------------------
 
 
@@ -141,6 +166,7 @@ FAULTS = (
     Fault("pairs of a rotation not coupled", "RotaryEmbedding", ignored(rotary, "_turned"), "unusual"),
     *(Fault(f"units of {op} not counted", op, unresized(op), "unusual") for op in ("GRU", "LSTM", "RNN")),
     Fault("gates interleaved", "LSTM", gates_interleaved, "unusual"),
+    Fault("one direction of two", "LSTM", unfrozen("direction of a recurrent layer"), "unusual"),
     Fault("states not coupled", "LSTM", ignored(recurrent, "_states"), "unusual"),
     Fault("summed letters not masked", "Einsum", ignored(einsum, "_prepare_sum"), "unusual"),
     *(Fault(f"{op} does not make up for what left", op, unresized(op), "unusual") for op in (
@@ -155,6 +181,9 @@ FAULTS = (
     Fault("weights without their zero point", "QLinearConv", weights_without_their_point, "at zero points"),
     Fault("branches not coupled", "If", not_coupled, "bodies"),
     Fault("state not coupled", "Loop", not_coupled, "bodies"),
+    Fault("Scan along the first axis", "Scan", along_the_first_axis, "bodies"),
+    Fault("outputs of a branch reversed", "If", outputs_of_a_branch_reversed, "bodies"),
+    Fault("bodies declared as before", "If", declared_as_before, "bodies"),
     Fault("captured constants not sliced", "If", captured_whole, "bodies"),
     Fault("constants dropped at borders", "Conv", borders_forgotten, "zeroed"),
     Fault("constants dropped", "Conv", ignored(fold._Weights, "add_bias"), "zeroed"),
