@@ -1,17 +1,18 @@
-"""How long LEAN's selection takes: the path search on dense layers, and the whole of it on a ResNet-50.
+"""How long the papers' selections take: LEAN's path search on dense layers, and all of both on a ResNet-50.
 
 ``layers`` are those of the LEAN authors' own benchmark: L layers of C channels, every channel joined to every channel
 of the next layer, a share of the edges above 1 (uniform in 1 … 2, the others in 0 … 1), a tenth of the edges kept. The
 channel graph of such a chain is built directly. ``ResNet-50``: the channel graph of the exported model (random
 weights), operator norms of all kernel slices, and the selection of 2 % of them; the norms are scaled layer by layer so
-that the given share is above 1, as trained nets with normalisations between have them. ``norms``: all kernel slices of
-its 3×3 layers at once, beside a loop as in the LEAN authors' code, one ``np.fft.fft2`` and one maximum a kernel (timed
-on a sample), both on the same grid: theirs of 128² points, and the coarser one that is the default here.
-The first row is a small search that also compiles, or loads, the compiled search.
+that the given share is above 1, as trained nets with normalisations between have them. ``topology``: the same by
+connected magnitude. ``norms``: all kernel slices of its 3×3 layers at once, on the LEAN authors' grid of 128² points
+and on the coarser one that is the default here, beside a loop as in their code, one ``np.fft.fft2`` and one maximum a
+kernel (timed on a sample). The first row is a small search that also compiles, or loads, the compiled search.
 
 Times are seconds of one core (user and system time of this process; run it with OMP_NUM_THREADS=1), so that other work
-on the machine counts as little as possible. Rows are printed as they are measured. The exponent is the slope of log
-time over log edges.
+on the machine counts as little as possible. Rows are printed as they are measured. An exponent is the slope of log
+time over log edges, for layers that get wider and for more layers. In the number of layers the search grows faster than
+the edges do: each of L slices that a path takes away lowers what about L others have ahead of them.
 
 Example:
     $ OMP_NUM_THREADS=1 python benchmarks/chains.py --json chains.json
@@ -37,15 +38,19 @@ from onnxprune.ops import build_map
 from onnxprune.passes.chains import lean_edges, lean_mask
 from onnxprune.passes.channel_edges import channel_graph
 from onnxprune.passes.channel_graph import Block, ChannelGraph, Span
+from onnxprune.passes.kernel_scores import Topology
+from onnxprune.passes.kernel_slices import kernels_of
 from onnxprune.passes.norms import operator_block, operator_norms, slices
 
 FIRST_USE = (2, 256)
-LAYOUTS = ((10, 256), (40, 128), (10, 512), (50, 256))
+WIDER = ((10, 128), (10, 256), (10, 512))
+DEEPER = ((10, 256), (20, 256), (50, 256))
 SHARES = (0.02, 0.2)
 KEPT = 0.1
 TARGETS = {"50 × 256": 20.0, "ResNet-50": 20.0}
 LEAST_RATIO = 100.0
-GRIDS = (32, 128)  # points per axis: what 3×3 kernels have by default; what the authors' transform has
+THEIR_GRID = 128  # points per axis
+OUR_GRID = 32  # what 3×3 kernels have by default
 SAMPLE = 2000  # kernels that the loop is timed on
 HEAD = f"{'layers × channels':>17}  above 1  {'edges':>9}  {'kept':>7}  seconds  aim"
 
@@ -54,10 +59,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Row:
-    """``above``: share of the edges above 1; ``seconds`` of one core; ``target``: at most so many, or None."""
+    """``above``: share of the edges above 1, where that matters; ``seconds`` of one core; ``target``: at most so many,
+    or None."""
 
     what: str
-    above: float
+    above: float | None
     edges: int
     kept: int
     seconds: float
@@ -105,20 +111,53 @@ def resnet(path: Path, above: float, keep: float = 0.02) -> Row:
     return Row("ResNet-50", above, edges, sum(int(h.sum()) for h in kept.values()), seconds, TARGETS["ResNet-50"])
 
 
-def norm_ratio(path: Path, grid: int) -> tuple[int, float, float]:
-    """Kernels, seconds for all of them at once, seconds for all by a loop (from a sample), on a grid² of points."""
+def topology(path: Path, keep: float = 0.02) -> Row:
+    """Everything from the model to the mask, reading the file apart."""
+    model = onnx.load(path)
+    start = time.process_time()
+    kernels = kernels_of(build_map(Graph(model)))
+    mask = Topology().selection(kernels).choose(int(keep * kernels.total))
+    seconds = time.process_time() - start
+    return Row("topology", None, kernels.total, kernels.count(mask), seconds, TARGETS["ResNet-50"])
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Seconds for so many ``kernels``, [all at once, by a loop of transforms (from a sample)], on each grid."""
+
+    kernels: int
+    ours: tuple[float, float]
+    theirs: tuple[float, float]
+
+
+def norms(path: Path) -> Norms:
+    """Operator norms of all 3×3 kernels of a model."""
     channel_map = build_map(Graph(onnx.load(path)))
     held = [slices(channel_map, c) for c in channel_map.contractions]
     held = [w for w in held if w.shape[2:] == (3, 3)]
-    start = time.process_time()
-    for w in held:
-        operator_norms(w, grid=grid)
-    together = time.process_time() - start
     flat = np.concatenate([w.reshape(-1, 3, 3) for w in held])
-    start = time.process_time()
-    for kernel in flat[:SAMPLE]:
-        np.max(np.abs(np.fft.fft2(kernel, [grid, grid], axes=[0, 1])))
-    return len(flat), together, (time.process_time() - start) / min(SAMPLE, len(flat)) * len(flat)
+
+    def seconds(grid: int) -> tuple[float, float]:
+        start = time.process_time()
+        for w in held:
+            operator_norms(w, grid=grid)
+        together, start = time.process_time() - start, time.process_time()
+        for kernel in flat[:SAMPLE]:
+            np.max(np.abs(np.fft.fft2(kernel, [grid, grid], axes=[0, 1])))
+        return together, (time.process_time() - start) / min(SAMPLE, len(flat)) * len(flat)
+
+    return Norms(len(flat), seconds(OUR_GRID), seconds(THEIR_GRID))
+
+
+def print_norms(console: Console, found: Norms) -> None:
+    loop = found.theirs[1]
+    console.print(f"norms of {found.kernels} 3×3 kernels: {loop:.1f} s by a loop of transforms to {THEIR_GRID}² points")
+    for grid, (together, own_loop) in ((THEIR_GRID, found.theirs), (OUR_GRID, found.ours)):
+        met = "yes" if loop >= LEAST_RATIO * together else "NO"
+        console.print(
+            f"on {grid}² points at once: {together:.2f} s, {loop / together:.0f} × (≥ {LEAST_RATIO:g}: {met}); "
+            f"{own_loop / together:.0f} × a loop on the same points"
+        )
 
 
 def exponent(rows: Sequence[Row]) -> float:
@@ -128,7 +167,8 @@ def exponent(rows: Sequence[Row]) -> float:
 
 def shown(console: Console, row: Row) -> Row:
     aim = "" if row.target is None else f"≤ {row.target:g}: {'yes' if row.seconds <= row.target else 'NO'}"
-    console.print(f"{row.what:>17}  {row.above:7.0%}  {row.edges:9}  {row.kept:7}  {row.seconds:7.2f}  {aim}")
+    above = "" if row.above is None else f"{row.above:.0%}"
+    console.print(f"{row.what:>17}  {above:>7}  {row.edges:9}  {row.kept:7}  {row.seconds:7.2f}  {aim}")
     return row
 
 
@@ -147,28 +187,29 @@ def main() -> None:
     parser.add_argument("--resnet", type=Path, help="an exported ResNet-50; default: the one of networks.py")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     chosen = parser.parse_args()
-    console = Console()
+    console = Console(width=160, highlight=False)
     console.print(HEAD)
     shown(console, layout(*FIRST_USE, SHARES[0]))
-    rows = [shown(console, layout(*layers, above)) for layers in LAYOUTS for above in SHARES]
-    fits = {above: exponent([row for row in rows if row.above == above]) for above in SHARES}
-    ratios = {}
+    layers = {shape: [shown(console, layout(*shape, above)) for above in SHARES] for shape in sorted({*WIDER, *DEEPER})}
+    rows = [row for found in layers.values() for row in found]
+    fits = {
+        f"{how} with {above:.0%} above 1": exponent([layers[shape][k] for shape in shapes])
+        for how, shapes in (("wider layers", WIDER), ("more layers", DEEPER))
+        for k, above in enumerate(SHARES)
+    }
+    found = None
     with tempfile.TemporaryDirectory() as folder:
         path = chosen.resnet or exported_resnet(Path(folder))
         if path is not None:
             rows += [shown(console, resnet(path, above)) for above in SHARES]
-            ratios = {grid: norm_ratio(path, grid) for grid in GRIDS}
-    for above, fit in fits.items():
-        console.print(f"growth on layers × channels with {above:.0%} above 1: time ~ edges^{fit:.2f}")
-    for grid, (count, together, loop) in ratios.items():
-        met = "yes" if loop >= LEAST_RATIO * together else "NO"
-        console.print(
-            f"norms of {count} 3×3 kernels on {grid}² points: {together:.2f} s at once, {loop:.1f} s by a loop of "
-            f"transforms: {loop / together:.0f} × (≥ {LEAST_RATIO:g}: {met})"
-        )
+            rows.append(shown(console, topology(path)))
+            found = norms(path)
+            print_norms(console, found)
+    for how, fit in fits.items():
+        console.print(f"growth by {how}: time ~ edges^{fit:.2f}")
     if chosen.json:
-        found = {"rows": [asdict(row) for row in rows], "exponents": fits, "norms": ratios}
-        chosen.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        text = {"rows": [asdict(row) for row in rows], "exponents": fits, "norms": found and asdict(found)}
+        chosen.json.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Every net is pruned by every method to a share of its kernel slices, without retraining, and measured: accuracy on its
 test set; A-C, the share of the chosen slices that are accessible and co-accessible (the others do nothing and are
 cut); the kernel slices and multiply-accumulates (MACs) that are left; and the latency on ONNX Runtime, one thread, in
-turns with the original. Rows are printed as they are measured.
+turns with the original. Slices of layers that are left alone do not count. Rows are printed as they are measured.
 
 Two rows are equal where two methods are the same there. ``lean`` takes single slices, like ``sv``, as soon as no chain
 has a product above 1, and few have in nets of small gains: the share of a net's slices in such chains is printed with
@@ -45,7 +45,7 @@ from onnxprune.errors import UnreachableError
 from onnxprune.graph import Graph
 from onnxprune.ops import build_map
 from onnxprune.passes.chains import chains, log_weights
-from onnxprune.passes.kernel_slices import kernels_of
+from onnxprune.passes.kernel_slices import Kernels, kernels_of
 from onnxprune.passes.norms import operator_block
 from onnxprune.pipeline import prune
 
@@ -75,8 +75,8 @@ class Row:
     Attributes:
         net: its name.
         method: what chose the kernel slices; 'original' for none.
-        sparsity: share of kernel slices that was to go.
-        kernels: share that is left.
+        sparsity: share of kernel slices that was to go, of those that may.
+        kernels: share of them that is left.
         accuracy: share of labels (of pixels, where the net labels pixels) that are right, without retraining.
         connected: share of the chosen slices that are accessible and co-accessible (A-C).
         macs: share of multiply-accumulates left.
@@ -128,13 +128,12 @@ def accuracy(path: Path, images: Images, labels: Labels) -> float:
 
 def measured(net: Net, method: str, sparsity: float, seconds: float, scratch: Path) -> Row:
     """Prune, evaluate and time one net."""
-    name, begin = net.path.stem, time.perf_counter()
+    name, begin, fixed = net.path.stem, time.perf_counter(), left_alone(net)
     try:
-        result = prune(
-            net.path, sparsity=sparsity, method=method, measure="kernels", granularity="kernel", keep=net.keep
-        )
+        result = prune(net.path, sparsity=sparsity * (1 - fixed), method=method, measure="kernels",
+                       granularity="kernel", keep=net.keep)  # fmt: skip
     except UnreachableError as error:
-        most = math.floor(error.reachable * 1e4) / 1e4  # never rounded up
+        most = math.floor(error.reachable / (1 - fixed) * 1e4) / 1e4  # never rounded up
         return Row(name, method, sparsity, problem=f"cannot be reached, at most {most:.2%} can")
     took = time.perf_counter() - begin
     out = scratch / f"{name}-{method}-{sparsity:g}.onnx"
@@ -146,7 +145,7 @@ def measured(net: Net, method: str, sparsity: float, seconds: float, scratch: Pa
         net=name,
         method=method,
         sparsity=sparsity,
-        kernels=result.after.kernels / result.before.kernels,
+        kernels=(result.after.kernels / result.before.kernels - fixed) / (1 - fixed),
         accuracy=accuracy(out, net.images, net.labels),
         connected=result.connected.method,
         macs=result.after.macs / result.before.macs,
@@ -156,12 +155,23 @@ def measured(net: Net, method: str, sparsity: float, seconds: float, scratch: Pa
     )
 
 
-def chained(path: Path) -> float:
+def kernels(net: Net) -> Kernels:
+    return kernels_of(build_map(Graph(flatten(onnx.load(net.path)))), net.keep)
+
+
+def left_alone(net: Net) -> float:
+    """The share of a net's kernel slices that always stay."""
+    found = kernels(net)
+    return found.fixed / found.total
+
+
+def chained(net: Net) -> float:
     """The share of a net's kernel slices that LEAN takes in chains, and not one by one."""
-    kernels = kernels_of(build_map(Graph(flatten(onnx.load(path)))))
-    graph = kernels.graph
-    norms = {c.node: operator_block(kernels.channel_map, c) for held in kernels.free for c in held.contractions}
-    return sum(len(chain.slices) for chain in chains(graph, log_weights(graph, norms))) / kernels.total
+    found = kernels(net)
+    graph = found.graph
+    norms = {c.node: operator_block(found.channel_map, c) for held in found.free for c in held.contractions}
+    taken = sum(len(chain.slices) for chain in chains(graph, log_weights(graph, norms)))
+    return taken / (found.total - found.fixed)
 
 
 def line(row: Row) -> str:
@@ -187,7 +197,7 @@ def compared(net: Net, methods: Sequence[str], sparsities: Sequence[float], seco
 
 def shown(net: Net, rows: Iterable[Row], console: Console) -> Iterator[Row]:
     """The rows, each printed as soon as it is measured."""
-    console.print(f"{net.path.stem} ({len(net.images)} test samples; {chained(net.path):.1%} in chains above 1)")
+    console.print(f"{net.path.stem} ({len(net.images)} test samples; {chained(net):.1%} in chains above 1)")
     console.print("  ".join([f"{'S':>4}  {'method':13}", *HEADINGS]))
     for row in rows:
         console.print(line(row))
