@@ -87,6 +87,16 @@ def test_a_grouped_transposed_convolution_joins_within_its_groups() -> None:
     assert edges(graph) == dense("x0 x1", "a0 a1 a2 a3") | dense("a0 a1", "y0 y1 y2") | dense("a2 a3", "y3 y4 y5")
 
 
+@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose"])
+def test_no_path_goes_around_the_slices_of_a_grouped_convolution(operator: str) -> None:
+    """Whole groups leave together, and still are as many channels; the zero slice of a depthwise one ends paths."""
+    graph = graph_of(f"{IMAGE} {{ a = Conv(x, w1) y = {operator}<group=4>(a, w2) }}", w1=(4, 2, 1, 1), w2=(4, 1, 3, 3))
+    assert not len(graph.link_source)
+    kept = np.ones((4, 1), np.bool_)
+    kept[2] = False
+    assert accessible(graph, {1: kept})[graph.outputs].tolist() == [True, True, False, True]
+
+
 def test_depthwise_kernels_are_slices_and_the_normalisation_behind_is_their_gain() -> None:
     gamma, variance = np.array([2.0, -3.0], np.float32), np.array([0.25, 4.0], np.float32)
     graph = graph_of(

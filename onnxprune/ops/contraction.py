@@ -76,14 +76,16 @@ def conv_transpose(ctx: NodeContext) -> list[Axes]:
             _freeze_axes(ctx, w, "a grouped transposed convolution of computed weights")
     else:
         by_group = w[0].reshape(count, -1)
+        outputs = ctx.builder.fresh(count * size_out)  # leave with the inputs, and are other channels
+        made = outputs.reshape(count, size_out)
         if ctx.choose([0, 1], [count, min(by_group.shape[1], size_out)]) == 0:
             ctx.builder.unify(by_group[:, :1], by_group)
+            ctx.builder.unify(by_group[:, :1], made)
             ctx.freeze(w[1], "position within a convolution group")
-            outputs = np.repeat(by_group[:, 0], size_out)
             macs = (float(by_group.shape[1] * size_out), [(by_group[:, 0], count)])
         else:
             ctx.builder.unify(by_group[:1], by_group)
-            outputs = np.tile(w[1], count)
+            ctx.builder.unify(w[1], made)
             macs = (float(count), [(by_group[0], by_group.shape[1]), (w[1], size_out)])
         ctx.site(outputs)
     positions = prod(ctx.shape(0)[2:]) * prod(ctx.shape(1)[2:])
