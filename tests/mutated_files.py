@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -160,8 +161,13 @@ def runs(first: int, count: int) -> Iterator[Run]:
             reading, writing = os.pipe()
             child = os.fork()
             if child == 0:
-                os.close(reading)
-                _work(todo, Path(folder), writing)
+                try:
+                    os.close(reading)
+                    _work(todo, Path(folder), writing)
+                except BaseException:  # it may not go on as a second parent
+                    traceback.print_exc()
+                finally:
+                    os._exit(98)
             os.close(writing)
             with os.fdopen(reading) as lines:
                 for line in lines:
