@@ -307,12 +307,11 @@ def _fold_gains(size: int, blocks: Sequence[Block], source: Vertices, target: Ve
 
 def _in_waves(source: Vertices, target: Vertices, once: NDArray[np.bool_], owner: Vertices) -> Iterator[Vertices]:
     """Links along unbranched chains behind block outputs, those next to a block first; ``owner`` grows with them."""
-    pending = np.flatnonzero(once)
-    while len(pending):
-        ready = owner[source[pending]] >= 0
-        wave = pending[ready]
-        if not len(wave):
-            return
+    leaving = np.full(len(owner), -1)
+    leaving[source[once]] = np.flatnonzero(once)
+    wave = np.flatnonzero(once & (owner[source] >= 0))
+    while len(wave):
         owner[target[wave]] = owner[source[wave]]
         yield wave
-        pending = pending[~ready]
+        following = leaving[target[wave]]
+        wave = np.sort(following[following >= 0])

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from onnxprune.channels import ChannelMap, Term
 from onnxprune.measure import count_weights, is_weight
 
-__all__ = ["MEASURES", "Cost", "Measure", "cost_of"]
+__all__ = ["MEASURES", "Cost", "Measure", "Tally", "cost_of"]
 
 Measure = Literal["weights", "macs", "kernels"]
+FloatArray = NDArray[np.float64]
 MEASURES: tuple[Measure, ...] = ("weights", "macs", "kernels")
 
 
@@ -40,6 +41,47 @@ class Cost:
             return self.fixed
         counts = np.add.reduceat(keep[self.ids].astype(np.float64), self.starts)
         return self.fixed + float(np.dot(self.coefficients, np.multiply.reduceat(counts, self.terms)))
+
+
+class Tally:
+    """The cost of a selection that changes by a few groups at a time, looked at only where these are."""
+
+    def __init__(self, cost: Cost, keep: NDArray[np.bool_]) -> None:
+        self.cost, self.total = cost, cost(keep)
+        axes = np.repeat(np.arange(len(cost.starts)), np.diff([*cost.starts, len(cost.ids)]))
+        order = np.argsort(cost.ids, kind="stable")
+        self._axes = axes[order]
+        self._bounds = np.searchsorted(cost.ids[order], np.arange(len(keep) + 1))
+        kept = np.bincount(axes, keep[cost.ids], len(cost.starts))
+        self._kept: FloatArray = np.append(kept, 1.0)  # stands for the axes that a term has less than others
+        lengths = np.diff([*cost.terms, len(cost.starts)])
+        self._term = np.repeat(np.arange(len(lengths)), lengths)
+        self._factors = np.full((len(lengths), lengths.max(initial=0)), len(cost.starts))
+        self._factors[self._term, np.arange(len(self._term)) - np.repeat(cost.terms, lengths)] = np.arange(len(self._term))
+
+    def without(self, groups: NDArray[np.integer]) -> float:
+        """The cost without these groups, which are in the selection; it stays as it is."""
+        return self.total + self._change(groups, -1.0)[0]
+
+    def add(self, groups: NDArray[np.integer], budget: float) -> bool:
+        """Add groups that are not in the selection, if its cost stays within a budget. Returns whether it does."""
+        change, axes, counts = self._change(groups, 1.0)
+        if self.total + change > budget:
+            return False
+        self.total += change
+        self._kept[axes] += counts
+        return True
+
+    def _change(self, groups: NDArray[np.integer], sign: float) -> tuple[float, NDArray[np.int64], NDArray[np.int64]]:
+        """What the cost changes by; the axes that the groups are on, and how often."""
+        held = [self._axes[self._bounds[group] : self._bounds[group + 1]] for group in groups.tolist()]
+        axes, counts = np.unique(np.concatenate([np.zeros(0, np.int64), *held]), return_counts=True)
+        terms = np.unique(self._term[axes])
+        before = self._kept[self._factors[terms]].prod(axis=1)
+        self._kept[axes] += sign * counts
+        after = self._kept[self._factors[terms]].prod(axis=1)
+        self._kept[axes] -= sign * counts
+        return float(np.dot(self.cost.coefficients[terms], after - before)), axes, counts
 
 
 def cost_of(channel_map: ChannelMap, measure: Measure) -> Cost:

@@ -12,8 +12,9 @@ path from an input to an output any more are dropped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 from typing import TypeVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from onnxprune.alignment import Alignment, Reader
 from onnxprune.channels import ChannelMap
-from onnxprune.passes.cost import Cost
+from onnxprune.passes.cost import Cost, Tally
 from onnxprune.passes.families import families
 from onnxprune.passes.flow import Blocks, flow
 from onnxprune.passes.norms import FloatArray
@@ -81,6 +82,7 @@ class _Search:
         self.widths = [
             alignment.widths(int(n), int(r), reader) for n, r, reader in zip(self.sizes, repeats, readers, strict=True)
         ]
+        self.steps = _Steps(self.widths)
 
     def _at_least(self, scores: FloatArray, family: IntArray) -> IntArray:
         """1 for families that hold the best-scored input of a contraction that has no input which always stays."""
@@ -119,11 +121,17 @@ class _Search:
         return [next(iter(readers)) if len(readers) == 1 else "any" for readers in found]
 
     def counts(self, threshold: float, rounding: float) -> IntArray:
-        """Kept per family: those that score at least the threshold, moved to a good width (see ``_rounded``)."""
+        """Kept per family: those that score at least the threshold, moved to a good width (see ``_Steps``)."""
         if not len(self.starts):
             return np.zeros(0, np.int64)
         raw = np.add.reduceat((self.scores >= threshold).astype(np.int64), self.starts)
-        return np.maximum([_rounded(w, int(k), rounding) for w, k in zip(self.widths, raw, strict=True)], self.at_least)
+        return np.maximum(self.steps.rounded(raw, rounding), self.at_least)
+
+    def between(self, family: int, low: int, high: int) -> IntArray:
+        """The groups by which a family of ``high`` kept ones differs from one of ``low``."""
+        start = self.starts[family]
+        groups = self.groups[start + low : start + high]
+        return groups[~self.banned[groups]]
 
     def keep(self, counts: IntArray) -> BoolArray:
         kept = np.ones(self.map.groups, np.bool_)
@@ -131,13 +139,25 @@ class _Search:
         return kept & ~self.banned
 
 
-def _rounded(widths: IntArray, count: int, rounding: float) -> int:
-    """A good width beside a count: the upper one beyond ``rounding`` (0..1) of the way from the lower to the upper."""
-    above = int(np.searchsorted(widths, count))
-    if above == 0 or above == len(widths) or widths[above] == count:
-        return int(widths[min(above, len(widths) - 1)])
-    low, high = int(widths[above - 1]), int(widths[above])
-    return high if count - low > rounding * (high - low) else low
+class _Steps:
+    """The good widths of all families in one array, to look up one in each family at once."""
+
+    def __init__(self, widths: Sequence[IntArray]) -> None:
+        self.all = np.concatenate([np.zeros(0, np.int64), *widths])
+        lengths = np.array([len(each) for each in widths], np.int64)
+        self.ends = np.cumsum(lengths)
+        self.starts = self.ends - lengths
+        self.apart = int(self.all.max(initial=0)) + 1
+        self.keys = self.all + np.repeat(np.arange(len(widths)), lengths) * self.apart
+
+    def rounded(self, counts: IntArray, rounding: float) -> IntArray:
+        """A good width beside each count (int [families]): the upper one beyond ``rounding`` (0..1) of the way from
+        the lower to the upper."""
+        above = np.searchsorted(self.keys, counts + np.arange(len(counts)) * self.apart)
+        above = np.minimum(above, self.ends - 1)
+        low, high = self.all[np.maximum(above - 1, self.starts)], self.all[above]
+        up = (counts <= low) | (counts >= high) | (counts - low > rounding * (high - low))
+        return np.where(up, high, low)
 
 
 def consistent(channel_map: ChannelMap, blocks: Blocks, keep: BoolArray, scores: FloatArray) -> BoolArray:
@@ -226,7 +246,7 @@ def _counts(search: _Search, cost: Cost, budget: float) -> IntArray:
         for start in (below, _one_step_less(search, cost, budget, above)):
             counts = _fill(search, cost, budget, start)
             spent = cost(search.keep(counts))
-            if spent > most:
+            if most < spent <= budget:
                 best, most = counts, spent
             if spent >= _FULL * budget:
                 return best
@@ -235,14 +255,24 @@ def _counts(search: _Search, cost: Cost, budget: float) -> IntArray:
 
 def _one_step_less(search: _Search, cost: Cost, budget: float, counts: IntArray) -> IntArray:
     """Counts that are just beyond the budget, less the one step that fits it best; the least there is if none does."""
-    best, most = search.at_least, -np.inf
-    for family in np.flatnonzero(counts > search.at_least):
-        widths, tried = search.widths[family], counts.copy()
-        tried[family] = max(widths[np.searchsorted(widths, counts[family]) - 1], search.at_least[family])
-        spent = cost(search.keep(tried))
+    best, most = None, -np.inf
+    tally = Tally(cost, search.keep(counts))
+    for family in np.flatnonzero(counts > search.at_least).tolist():
+        fewer = _below(search, family, counts[family])
+        spent = tally.without(search.between(family, fewer, counts[family]))
         if most < spent <= budget:
-            best, most = tried, spent
-    return best
+            best, most = family, spent
+    if best is None:
+        return search.at_least
+    found = counts.copy()
+    found[best] = _below(search, best, counts[best])
+    return found
+
+
+def _below(search: _Search, family: int, count: int) -> int:
+    """The good width below a count."""
+    widths = search.widths[family]
+    return max(int(widths[np.searchsorted(widths, count) - 1]), int(search.at_least[family]))
 
 
 def _bisect(search: _Search, cost: Cost, budget: float, rounding: float) -> tuple[IntArray, IntArray]:
@@ -262,17 +292,19 @@ def _bisect(search: _Search, cost: Cost, budget: float, rounding: float) -> tupl
 
 def _fill(search: _Search, cost: Cost, budget: float, counts: IntArray) -> IntArray:
     """Add steps, best score first, while they fit."""
-    counts = counts.copy()
-    open_ = [f for f in range(len(counts)) if counts[f] < search.sizes[f]]
-    while open_:
-        nexts = {f: int(search.starts[f] + counts[f]) for f in open_}
-        family = max(open_, key=lambda f: (search.scores[nexts[f]], -f))
+    counts, tally = counts.copy(), Tally(cost, search.keep(counts))
+
+    def step(family: int) -> tuple[float, int]:
+        return -float(search.scores[search.starts[family] + counts[family]]), family
+
+    steps = [step(family) for family in np.flatnonzero(counts < search.sizes).tolist()]
+    heapify(steps)
+    while steps:
+        family = heappop(steps)[1]
         widths = search.widths[family]
-        tried = counts.copy()
-        tried[family] = widths[np.searchsorted(widths, counts[family], side="right")]
-        if cost(search.keep(tried)) <= budget:
-            counts = tried
-        else:
-            open_.remove(family)
-        open_ = [f for f in open_ if counts[f] < search.sizes[f]]
+        wider = int(widths[np.searchsorted(widths, counts[family], side="right")])
+        if tally.add(search.between(family, counts[family], wider), budget):
+            counts[family] = wider
+            if wider < search.sizes[family]:
+                heappush(steps, step(family))
     return counts
