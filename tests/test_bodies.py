@@ -265,6 +265,26 @@ def test_dead_channels_leave_random_models_with_bodies_unnoticed() -> None:
     assert removed > 20
 
 
+def test_a_scan_keeps_the_axes_of_the_outputs_that_are_left() -> None:
+    model = model_of(
+        "(float[2,5,6] x) => (float[2,5,4] y) { a = MatMul(x, w) k, l = Scan <num_scan_inputs = 1, "
+        "scan_input_axes = [1], scan_output_axes = [0, 1], scan_output_directions = [1, 0], body = b (float[2,8] e) "
+        "=> (float[2,3] p, float[2,8] o) { p = MatMul(e, u) o = Relu(e) }> (a) "
+        "t = Transpose <perm = [1, 0, 2]> (k) z = Concat <axis = 2> (t, l) y = MatMul(z, v) }",
+        w=(6, 8), u=(8, 3), v=(11, 4),
+    )  # fmt: skip
+    channel_map = map_of(model)
+    keep = np.ones(channel_map.groups, np.bool_)
+    for ids in channel_map.axes["k"]:
+        keep[[] if ids is None else ids] = False
+    pruned = rewrite(channel_map, keep)
+    onnx.checker.check_model(pruned, full_check=True)
+    expected = outputs(masked_reference(channel_map, keep), feeds(model))
+    assert largest_error(expected, outputs(pruned, feeds(model))) < 1e-6
+    scan = next(node for node in pruned.graph.node if node.op_type == "Scan")
+    assert [list(held.ints) for held in scan.attribute if held.ints] == [[1], [1], [0]]
+
+
 # ---- names, plans, files --------------------------------------------------------------------------------------------
 
 

@@ -120,6 +120,7 @@ class _Restorer:
             outputs = [result.output[0] for result in results]
         else:
             outputs = ["" if number(result, "left_out") else result.output[0] for result in results]
+        _keep_axes(node, results)
         node.input[:] = self._own(_inputs(node, results, bodies))
         node.output[:] = self._own(outputs)
         held = [attribute for attribute in node.attribute if attribute.type == AttributeProto.GRAPH]
@@ -215,6 +216,15 @@ def _inputs(node: NodeProto, results: Sequence[NodeProto], bodies: Sequence[_Bod
         carried = [result.input[3] for result in results if number(result, "place") < states(node)]
         return [*results[0].input[:2], *carried]
     return [formal.input[0] for formal in bodies[0].formals]
+
+
+def _keep_axes(node: NodeProto, results: Sequence[NodeProto]) -> None:
+    """Leave a Scan the axes and directions of the outputs that are left."""
+    first = states(node)
+    places = [place - first for result in results if (place := number(result, "place")) >= first]
+    for held in node.attribute:
+        if node.op_type == "Scan" and held.name in ("scan_output_axes", "scan_output_directions"):
+            held.ints[:] = [held.ints[place] for place in places]
 
 
 def _made(results: Sequence[NodeProto], i: int) -> list[tuple[int, str]]:
