@@ -46,8 +46,8 @@ def broadcast(ctx: NodeContext, operands: list[int]) -> tuple[Axes, dict[int, bo
             ids = None
         result.append(ids)
         if ids is not None:
-            for k in operands:
-                spans[k] &= any(k == held for held, _ in part)
+            wide = {k for k, _ in part}
+            spans = {k: held and k in wide for k, held in spans.items()}
     return tuple(result), spans
 
 

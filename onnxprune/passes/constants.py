@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
@@ -148,19 +149,23 @@ def _passed(channel_map: ChannelMap, found: dict[str, Carried], names: list[str]
     held = [found[name] for name in names if name in found]
     if not held:
         return None
-    top = channel_map.groups
-    kind, value, known = np.full(top, ZERO, np.int8), np.full(top, np.nan), np.zeros(top, np.bool_)
+    live = [np.zeros(1, np.int32) if ids is None else ids for k, name in enumerate(names) if name not in found
+            for ids in channel_map.uses.get((index, k), channel_map.axes.get(name, ()))]  # fmt: skip
+    groups = np.unique(np.concatenate([ids, *live, *(h.ids for h in held)]))
+    at = partial(np.searchsorted, groups)
+    kind, value = np.full(len(groups), ZERO, np.int8), np.full(len(groups), np.nan)
+    known = np.zeros(len(groups), np.bool_)
     for h in held:
-        np.maximum.at(kind, h.ids, h.kind)
-        value[h.ids] = h.value
-        known[h.ids] = True
+        np.maximum.at(kind, at(h.ids), h.kind)
+        value[at(h.ids)] = h.value
+        known[at(h.ids)] = True
     for h in held:  # two indices of one group with different constants: not one constant
-        kind[h.ids[value[h.ids] != h.value]] = LIVE
-    for k, name in enumerate(names):
-        for live in channel_map.uses.get((index, k), channel_map.axes.get(name, ())) if name not in found else ():
-            kind[live if live is not None else 0] = LIVE
-    result = np.where(known[ids] & (ids != 0), kind[ids], LIVE)
-    return Carried.of(ids, result.astype(np.int8), np.where(known[ids], value[ids], 0.0))
+        kind[at(h.ids[value[at(h.ids)] != h.value])] = LIVE
+    for each in live:
+        kind[at(each)] = LIVE
+    kind, value, known = kind[at(ids)], value[at(ids)], known[at(ids)]
+    result = np.where(known & (ids != 0), kind, LIVE)
+    return Carried.of(ids, result.astype(np.int8), np.where(known, value, 0.0))
 
 
 def _contracted(channel_map: ChannelMap, found: dict[str, Carried], used: NDArray[np.bool_], c: Contraction,

@@ -102,20 +102,21 @@ def dead_groups(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], *, me
     carried = carried_constants(channel_map, nonzero)
     demand = flow_by_tensor(channel_map, signal_blocks(nonzero), _unheard(channel_map, carried))
     needed = channel_map.frozen.copy()
+    contractions = {c.node: c for c in channel_map.contractions}
     for c in channel_map.contractions:
         if channel_map.graph.nodes[c.node].input[c.data] not in demand:
             needed[c.inputs] = True  # reads a stored constant
     needed |= _inside(channel_map)
     needed |= _off_zero(channel_map, nonzero, carried)
     for name, (groups, backward) in demand.items():
-        kind = _kinds(channel_map, carried.get(name), groups)
+        kind = _kinds(carried.get(name), groups)
         wanted = backward > -np.inf
         needed[groups[wanted & (kind >= MAP)]] = True
         held = groups[wanted & (kind == CONSTANT)]
         if not absorb:
             needed[held] = True
         elif len(held):
-            needed[held[~_absorbed(channel_map, name, carried[name], held, merge)]] = True
+            needed[held[~_absorbed(channel_map, contractions, name, carried[name], held, merge)]] = True
     _still_needed(channel_map, needed)
     into = _take_over(channel_map, nonzero, carried, demand, needed) if merge else {}
     _still_needed(channel_map, needed)
@@ -161,30 +162,30 @@ def _unheard(channel_map: ChannelMap, carried: Mapping[str, Carried]) -> dict[Ed
         labelled = [ids for ids in channel_map.axes.get(node.output[0], ()) if ids is not None] if node.output else []
         if node.op_type != "Mul" or len(labelled) != 1:
             continue
-        zero = [_zero_groups(channel_map, carried.get(name)) for name in node.input]
+        zero = [_zero_groups(carried.get(name)) for name in node.input]
         for k in (0, 1):
-            if np.any(zero[1 - k] & ~zero[k]):
-                found[index, k] = np.flatnonzero(zero[1 - k] & ~zero[k]).astype(np.int32)
+            unheard = np.setdiff1d(zero[1 - k], zero[k])
+            if len(unheard):
+                found[index, k] = unheard
     return found
 
 
-def _zero_groups(channel_map: ChannelMap, held: Carried | None) -> BoolArray:
-    """Groups that are zero wherever they are in a tensor (bool [groups])."""
+def _zero_groups(held: Carried | None) -> Ids:
+    """Groups that are zero wherever they are in a tensor."""
     if held is None:
-        return np.zeros(channel_map.groups, np.bool_)
+        return np.zeros(0, np.int32)
     groups = np.unique(held.ids)
-    found = np.zeros(channel_map.groups, np.bool_)
-    found[groups] = _kinds(channel_map, held, groups) == ZERO
-    return found
+    return np.asarray(groups[_kinds(held, groups) == ZERO])
 
 
-def _kinds(channel_map: ChannelMap, held: Carried | None, groups: Ids) -> NDArray[np.int8]:
-    """The most that a group's channels carry in this tensor."""
+def _kinds(held: Carried | None, groups: Ids) -> NDArray[np.int8]:
+    """The most that a group's channels carry in this tensor; ``groups`` are sorted."""
     if held is None:
         return np.full(len(groups), LIVE, np.int8)
-    kind = np.full(channel_map.groups, ZERO, np.int8)
-    np.maximum.at(kind, held.ids, held.kind)
-    return kind[groups]
+    kind = np.full(len(groups), ZERO, np.int8)
+    asked = np.isin(held.ids, groups)
+    np.maximum.at(kind, np.searchsorted(groups, held.ids[asked]), held.kind[asked])
+    return kind
 
 
 def _read(channel_map: ChannelMap, demand: Mapping[str, tuple[Ids, FloatArray]]) -> dict[int, BoolArray]:
@@ -200,9 +201,9 @@ def _read(channel_map: ChannelMap, demand: Mapping[str, tuple[Ids, FloatArray]])
     return found
 
 
-def _absorbed(channel_map: ChannelMap, name: str, held: Carried, groups: Ids, merge: bool) -> BoolArray:
+def _absorbed(channel_map: ChannelMap, contractions: Mapping[int, Contraction], name: str, held: Carried,
+              groups: Ids, merge: bool) -> BoolArray:  # fmt: skip
     """Which groups (bool, as ``groups``) of a tensor are passed on or taken over as constants by all its readers."""
-    contractions = {c.node: c for c in channel_map.contractions}
     result = np.ones(len(groups), np.bool_)
     for index, k in channel_map.graph.consumers.get(name, []):
         node = channel_map.graph.nodes[index]
