@@ -13,8 +13,6 @@ Sizes = Mapping[str, int]
 Doubts = Callable[[Sizes], Collection[str]]
 
 _BATCH: Final = 2  # 1 would be broadcast
-_MOST_LIKELY: Final = 16
-_MOST_CHANGES: Final = 48
 _CHANGES: Final[tuple[Callable[[int], int], ...]] = (
     lambda size: 2 * size,
     lambda size: 3 * size,
@@ -24,7 +22,7 @@ _CHANGES: Final[tuple[Callable[[int], int], ...]] = (
 )
 
 
-def fitting_sizes(open_sizes: OpenSizes, doubts: Doubts) -> tuple[Sizes, Sizes]:
+def fitting_sizes(open_sizes: OpenSizes, doubts: Doubts, tries: int = 16) -> tuple[Sizes, Sizes]:
     """Symbol → size twice: the likeliest sizes that fit, and as many other sizes as possible that fit as well.
 
     What has one size in both is fixed: no other size was found that fits.
@@ -32,8 +30,9 @@ def fitting_sizes(open_sizes: OpenSizes, doubts: Doubts) -> tuple[Sizes, Sizes]:
     Args:
         open_sizes: the open dimensions, none of an input of unknown rank.
         doubts: sizes → what contradicts them in the model.
+        tries: how many sizes are tried at most for the first, and thrice as many for the second.
     """
-    first, least = _likeliest(open_sizes, doubts)
+    first, least = _likeliest(open_sizes, doubts, tries)
     tried: set[frozenset[tuple[str, int]]] = set()
     second = dict(first)
     for symbols in _together(open_sizes):
@@ -41,7 +40,7 @@ def fitting_sizes(open_sizes: OpenSizes, doubts: Doubts) -> tuple[Sizes, Sizes]:
         for change in _CHANGES:
             changes = {symbol: change(first[symbol]) for symbol in same}
             key = frozenset(changes.items())
-            if not changes or key in tried or len(tried) == _MOST_CHANGES:
+            if not changes or key in tried or len(tried) == 3 * tries:
                 continue
             tried.add(key)
             if len(doubts(second | changes)) <= least:
@@ -50,9 +49,9 @@ def fitting_sizes(open_sizes: OpenSizes, doubts: Doubts) -> tuple[Sizes, Sizes]:
     return first, second
 
 
-def _likeliest(open_sizes: OpenSizes, doubts: Doubts) -> tuple[Sizes, int]:
+def _likeliest(open_sizes: OpenSizes, doubts: Doubts, tries: int) -> tuple[Sizes, int]:
     found: list[tuple[Sizes, int]] = []
-    for sizes in open_sizes.likely(batch=_BATCH)[:_MOST_LIKELY]:
+    for sizes in open_sizes.likely(batch=_BATCH)[:tries]:
         found.append((sizes, len(doubts(sizes))))
         if not found[-1][1]:
             break

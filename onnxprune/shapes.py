@@ -41,6 +41,8 @@ _SMALL = 4096  # a constant with at most this many elements stays in the copy: i
 _OPEN_SIZES = (2, 224, 224, 224)  # sizes for open dimensions by position: batch, then what is usually spatial
 _OTHER_SIZES = (3, 256, 320, 320)
 _FURTHER_SIZES = ((1, 16000, 1000, 1000), (5, 1, 1, 1), (4, 97, 61, 47))  # the first: as large as an input may well be
+_NODES_LOOKED_AT = 50_000
+"""To find sizes that fit, over all tries: a few seconds."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,10 @@ def _less_doubtful(graph: Graph, taken: Mapping[int, int], first: Shapes, second
     """Two guesses that the operators contradict less than the given ones, where such are found."""
     try:
         open_sizes = OpenSizes.of(graph.model)
-        sizes, others = fitting_sizes(open_sizes, lambda each: contradictions(graph, open_sizes.shapes(each), taken))
+        tries = min(max(_NODES_LOOKED_AT // max(len(graph.nodes), 1), 2), 16)
+        sizes, others = fitting_sizes(
+            open_sizes, lambda each: contradictions(graph, open_sizes.shapes(each), taken), tries
+        )
     except (ModelError, UsageError):  # an input of unknown rank, or that is no tensor
         return first, second
     fitting = _infer_once(graph, open_sizes.shapes(sizes), _OPEN_SIZES, taken)
