@@ -71,8 +71,11 @@ class Shapes:
         return other if other is not None and len(other) == len(first) else first
 
     def is_fixed(self, name: str, axis: int) -> bool:
-        """Whether the size of an axis is the same under both guesses, so that it may be spelled out."""
-        return self.of[name][axis] == self.second(name)[axis]
+        """Whether the size of an axis is known to be the same under both guesses, so that it may be spelled out."""
+        if not self.other:
+            return True
+        other = self.other.get(name, ())
+        return len(other) == len(self.of[name]) and other[axis] == self.of[name][axis]
 
     def has_no_elements(self, name: str) -> bool:
         """Whether an image, a sequence or the like has no elements; lists of sizes and of boxes may well be empty."""
