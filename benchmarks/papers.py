@@ -204,6 +204,27 @@ def shown(net: Net, rows: Iterable[Row], console: Console) -> Iterator[Row]:
         yield row
 
 
+def table(rows: Sequence[Row]) -> str:
+    """Rows as a Markdown table: a line for each net and sparsity, a column for each method."""
+    methods = list(dict.fromkeys(row.method for row in rows if row.method != "original"))
+    whole = {row.net: row.accuracy for row in rows if row.method == "original"}
+    lines = [f"| net (accuracy) | S | {' | '.join(methods)} |", "|---" * (2 + len(methods)) + "|"]
+    for net, sparsity in dict.fromkeys((row.net, row.sparsity) for row in rows if row.method != "original"):
+        own = {row.method: row for row in rows if (row.net, row.sparsity) == (net, sparsity)}
+        cells = [cell(own[method]) if method in own else "" for method in methods]
+        lines.append(f"| {net} ({whole[net]:.3f}) | {sparsity:g} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cell(row: Row) -> str:
+    """Accuracy, A-C (rounded down: 100 % is all), multiply-accumulates left, how many times as fast."""
+    if row.problem or row.before_ms is None or row.after_ms is None:
+        return row.problem
+    faster = row.before_ms / row.after_ms
+    shares = f"{math.floor(100 * (row.connected or 0))} · {100 * row.macs:.0f}"
+    return f"{row.accuracy:.3f} · {shares} · {faster:.{0 if faster >= 10 else 1}f}"
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Kernel granularity: methods side by side, without retraining.")
@@ -217,7 +238,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="of each test set at most")
     parser.add_argument("--seconds", type=float, default=1.0, help="of timing per model")
     parser.add_argument("--json", type=Path, help="write all numbers here, again after every row")
+    parser.add_argument("--markdown", nargs="+", type=Path, metavar="JSON", help="print these as a table and end")
     arguments = parser.parse_args()
+    if arguments.markdown:
+        print(table([Row(**held) for path in arguments.markdown for held in json.loads(path.read_text())]))
+        return
     console = Console(width=160, highlight=False)
     rows: list[Row] = []
     found = [p for p in sorted(MODELS.glob("*.onnx")) if not p.stem.endswith("_zeroed")]
