@@ -367,7 +367,7 @@ def quantised_stem(b: Builder, x: Value) -> Value | None:
     """Quantised layers behind the model's input, where both models compute the same integers."""
     if b.opset < 13 or b.dtype == np.float64:
         return None
-    if b.chance(3):
+    if b.chance(2 if x.rank == 3 else 3):
         return _integer_product(b, x)
     scale, point = b.constant(np.array(0.03, np.float32)), b.constant(np.array(128, np.uint8))
     domains: tuple[dict[str, Any], ...] = ({}, {}, {"domain": CONTRIB})
@@ -427,7 +427,9 @@ def _integer_product(b: Builder, x: Value) -> Value:
         return _scaled_back(b, whole, scale)
     weight, zero = _bytes(b, x.shape[-1], out), b.constant(np.full(one, 120, np.uint8))
     shape = (*x.shape[:-1], out)
-    way = b.size(0, 2)
+    way = b.size(0, 2 if x.rank < 3 else 4)
+    if way > 2:
+        return _integer_attention(b, x, [q, scale, point]) if way == 3 else _integer_lstm(b, x)
     if way == 0:
         zero = b.constant(np.array(120, np.uint8))
         return _scaled_back(b, b.node("MatMulInteger", [q, weight, point, zero], shape), scale)
@@ -436,6 +438,29 @@ def _integer_product(b: Builder, x: Value) -> Value:
         return b.node("DynamicQuantizeMatMul", [x, weight, step, zero, b.vector(out)], shape, domain=CONTRIB)
     inputs: list[Value | str] = [q, weight, scale, step, point, zero, b.vector(out)]
     return b.node("MatMulIntegerToFloat", inputs, shape, domain=CONTRIB)
+
+
+def _integer_attention(b: Builder, x: Value, quantised: Sequence[Value]) -> Value:
+    heads = b.size(1, 3)
+    whole = 2 * heads * b.size(1, 2)
+    q, scale, point = quantised
+    weight, step = _bytes(b, x.shape[-1], 3 * whole), b.constant(np.array(0.01, np.float32))
+    inputs: list[Value | str] = [q, weight, b.vector(3 * whole), scale, step, "", point,
+                                 b.constant(np.array(128, np.uint8))]  # fmt: skip
+    return b.node("QAttention", inputs, (*x.shape[:2], whole), domain=CONTRIB, num_heads=heads)
+
+
+def _integer_lstm(b: Builder, x: Value) -> Value:
+    """Both directions, or one of them; the batch comes first before and after it."""
+    turned, units, ways = b.transpose(x, 1, 0, 2), b.size(1, 4), b.size(1, 2)
+    weights = [_bytes(b, ways, size, 4 * units) for size in (x.shape[-1], units)]
+    step, zero = b.constant(np.full(ways, 0.01, np.float32)), b.constant(np.full(ways, 128, np.uint8))
+    inputs: list[Value | str] = [turned, *weights, b.constant(b.numbers((ways, 8 * units), 0.5)), "", "", "", "",
+                                 step, zero, step, zero]  # fmt: skip
+    shape = (turned.shape[0], ways, turned.shape[1], units)
+    y = b.node("DynamicQuantizeLSTM", inputs, shape, domain=CONTRIB, hidden_size=units,
+               direction="bidirectional" if ways == 2 else "forward")  # fmt: skip
+    return b.reshape(b.transpose(y, 2, 0, 1, 3), (*x.shape[:2], ways * units))
 
 
 def _scaled_back(b: Builder, whole: Value, scale: Value) -> Value:

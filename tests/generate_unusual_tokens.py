@@ -421,13 +421,55 @@ def slope_of_last(b: Builder, x: Value) -> Value | None:
     return b.node("PRelu", [x, b.constant(b.numbers(b.pick(((x.shape[-1],), x.shape[1:])), 0.5))])
 
 
+def packed_product(b: Builder, x: Value) -> Value | None:
+    """A weight of 4 or 8 bits, packed in blocks of 16 of the numbers that it reads."""
+    if b.dtype == np.float64:
+        return None
+    out, bits, blocks = b.size(1, 8), b.pick((4, 8)), -(-x.shape[-1] // 16)
+    packed = b.rng.integers(0, 256, (out, blocks, 2 * bits)).astype(np.uint8)
+    scales = b.rng.uniform(0.5, 1, b.pick(((out, blocks), (out * blocks,)))) / 2**bits
+    inputs: list[Value | str] = [x, b.constant(packed), b.constant(scales.astype(b.dtype))]
+    if b.chance(2):
+        inputs += ["", "", b.vector(out)]
+    return b.node("MatMulNBits", inputs, (*x.shape[:-1], out), domain=CONTRIB, K=x.shape[-1], N=out, bits=bits,
+                  block_size=16)  # fmt: skip
+
+
+def frequencies(b: Builder, x: Value) -> Value | None:
+    """A Fourier transform along an axis, or, of vectors, in one window."""
+    if b.opset < 17 or b.dtype == np.float64:
+        return None
+    last = b.ints(-1)
+    if x.rank == 2 and b.chance(2):
+        bins = x.shape[1] // 2 + 1
+        size = b.constant(np.array(x.shape[1], np.int64))
+        signal = b.node("Unsqueeze", [x, last], (*x.shape, 1))
+        found = b.node("STFT", [signal, size, "", size], (x.shape[0], 1, bins, 2), onesided=1)
+        return b.reshape(found, (x.shape[0], 2 * bins))
+    axis = b.size(1, x.rank - 1)
+    signal = b.node("Unsqueeze", [x, last], (*x.shape, 1))
+    placed: dict[str, int] = {"axis": axis} if b.opset < 20 else {}
+    along: list[Value | str] = [] if placed else ["", b.constant(np.array(axis, np.int64))]
+    found = b.node("DFT", [signal, *along], (*x.shape, 2), **placed)
+    return b.node("ReduceSum", [found, last], x.shape, keepdims=0)
+
+
+def with_diagonal(b: Builder, x: Value) -> Value | None:
+    if b.opset < 9 or b.dtype == np.float64:
+        return None
+    return b.node("Add", [x, b.node("EyeLike", [x], k=b.size(-1, 1))])
+
+
 UNUSUAL_ANY: tuple[Step, ...] = (
     reduced_over_several, reduced_over_several, running_sum, best_few, scattered, scattered, parted, half_of_its_shape,
     not_understood, one_operand, part_of_triangle, slope_of_last, norm_by_hand, norm_over_several, into_one,
+    frequencies,
 )  # fmt: skip
 UNUSUAL_TOKENS: tuple[Step, ...] = (
     recurrent_with_all, recurrent_with_all, recurrent_with_all, grouped_attention, grouped_attention, repeated_heads,
     fused_attention_with_all, fused_attention_with_all, grouped_queries, rotated_part, norm_over_several, norm_by_hand,
-    letters, letters, letters, summed_letters, by_heads, embedded,
+    letters, letters, letters, summed_letters, by_heads, embedded, packed_product,
 )  # fmt: skip
-UNUSUAL_VECTOR: tuple[Step, ...] = (embedded, norm_by_hand, into_one, reduced_over_several)
+UNUSUAL_VECTOR: tuple[Step, ...] = (
+    embedded, norm_by_hand, into_one, reduced_over_several, packed_product, frequencies, with_diagonal,
+)  # fmt: skip
