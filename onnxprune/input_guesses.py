@@ -18,11 +18,11 @@ import onnx
 from onnxprune.bodies import laid_out
 from onnxprune.errors import ModelError
 from onnxprune.graph import Graph
-from onnxprune.input_hints import hints_of
 from onnxprune.inputs import InputSpec, Shapes, format_shapes
-from onnxprune.likely_sizes import OpenSizes, rotated
 from onnxprune.runtime import Array, Inputs, Model, load_structure, open_session, output_names, run
 from onnxprune.shapes import contradictions
+from onnxprune.shapes.input_hints import hints_of
+from onnxprune.shapes.likely_sizes import OpenSizes, rotated
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -8,9 +8,9 @@ import onnxruntime as ort
 import pytest
 from exactness import model_of
 
-from onnxprune.contrib_shapes import contrib_shapes
 from onnxprune.graph import Graph
 from onnxprune.shapes import infer_shapes
+from onnxprune.shapes.contrib import contrib_shapes
 
 MHA = "com.microsoft.MultiHeadAttention<num_heads=2>"
 BODIES = {

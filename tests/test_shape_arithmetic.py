@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from onnxprune.shape_arithmetic import TRACKED, evaluate
+from onnxprune.shapes.arithmetic import TRACKED, evaluate
 
 LIST = np.array([3, 5, 7, 11, 13], np.int64)
 TABLE = np.arange(12, dtype=np.int64).reshape(3, 4)

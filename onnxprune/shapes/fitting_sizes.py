@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final
 
-from onnxprune.likely_sizes import OpenSizes
+from onnxprune.shapes.likely_sizes import OpenSizes
 
 __all__ = ["fitting_sizes"]
 

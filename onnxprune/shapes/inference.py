@@ -6,9 +6,9 @@ axes does not depend on the guess, because their sizes come from the weights.
 
 Three engines, each for what the one before left open:
   1. ``onnx.shape_inference`` on a copy whose big constants are inputs (fast, exact, standard operators);
-  2. a small evaluator for shape arithmetic (``shape_arithmetic``), node by node, with ONNX's own inference
+  2. a small evaluator for shape arithmetic (``arithmetic``), node by node, with ONNX's own inference
      for the node it feeds; for operators of com.microsoft, the shapes of a standard operator on the same data
-     (``stand_ins``) or rules of their own (``contrib_shapes``);
+     (``stand_ins``) or rules of their own (``contrib``);
   3. ONNX Runtime, asked for the shapes it infers for operators ONNX has no schema for (nothing is run).
 """
 
@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from onnxprune.bodies import DOMAINS, MOST_NODES, RESULT, Crossing, is_marker, number, unfolded_nodes
-from onnxprune.contrib_shapes import contrib_shapes
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.fitting_sizes import fitting_sizes
 from onnxprune.graph import Graph, attribute, constant_of
-from onnxprune.likely_sizes import OpenSizes
-from onnxprune.shape_arithmetic import TRACKED, evaluate
-from onnxprune.stand_ins import stand_in_shape, stand_in_type
+from onnxprune.shapes.arithmetic import TRACKED, evaluate
+from onnxprune.shapes.contrib import contrib_shapes
+from onnxprune.shapes.fitting_sizes import fitting_sizes
+from onnxprune.shapes.likely_sizes import OpenSizes
+from onnxprune.shapes.stand_ins import stand_in_shape, stand_in_type
 
 __all__ = ["Shape", "Shapes", "contradictions", "infer_shapes"]
 

@@ -17,8 +17,8 @@ from typing import Final, Literal
 import onnx
 
 from onnxprune.errors import UsageError
-from onnxprune.input_hints import Hints, hints_of
 from onnxprune.inputs import InputSpec, Shapes, check_shape, input_specs, listed
+from onnxprune.shapes.input_hints import Hints, hints_of
 
 __all__ = ["Kind", "OpenSizes", "rotated"]
 
