@@ -463,6 +463,10 @@ class NodeContext:
         held = 0 if name in self.builder.zero else self.builder.rest.get(name)
         return (self.index, k) in self.builder.masked or (held is not None and held == point)
 
+    def zeroed_if_possible(self, k: int) -> bool:
+        """Whether removed channels of input k are zero; a stored constant is made so, where that is exact."""
+        return self.mask_where_possible(k) if self.is_constant(k) else self.zeroed(k)
+
     def rests(self, k: int, *outputs: str) -> None:
         """Outputs hold what input k holds at removed channels."""
         held = self.builder.rest.get(self.node.input[k])

@@ -188,7 +188,7 @@ def attention(ctx: NodeContext) -> list[Axes]:
     if len(ctx.shape(0)) == 4:
         count, ratio = ctx.shape(1)[1], ctx.shape(0)[1] // ctx.shape(1)[1]
         way: Way = ctx.turn(("heads", "queries" if ratio > 1 else "heads"))
-        q, k, v = (_apart(ctx, i, 1, 3, _is_zero(ctx, i)) for i in _QKV)
+        q, k, v = (_apart(ctx, i, 1, 3, ctx.zeroed_if_possible(i)) for i in _QKV)
     else:
         heads, count = ctx.integer("q_num_heads", 0), ctx.integer("kv_num_heads", 0)
         if not count or heads % count:
@@ -200,10 +200,6 @@ def attention(ctx: NodeContext) -> list[Axes]:
     _past(ctx, (4, 5), (k, v))
     _costs(ctx, q, k, made, ctx.shape(0)[0], ctx.shape(0)[-2], ctx.shape(1)[-2])
     return _outputs(ctx, made, k, v)
-
-
-def _is_zero(ctx: NodeContext, k: int) -> bool:
-    return ctx.mask_where_possible(k) if ctx.is_constant(k) else ctx.zeroed(k)
 
 
 def multi_head_attention(ctx: NodeContext) -> list[Axes]:
@@ -249,7 +245,7 @@ def _biased(ctx: NodeContext, index: int, parts: tuple[_Part, _Part, _Part]) -> 
     cuts = [None] * 3 if ids is None else np.split(ids, np.cumsum(sizes)[:-1])
     for part, held in zip(parts, cuts, strict=True):
         ctx.unify(part.flat, held)
-    zero = _is_zero(ctx, index)
+    zero = ctx.zeroed_if_possible(index)
     q, k, v = (replace(part, zero=part.zero and zero) for part in parts)
     return q, k, v
 

@@ -65,10 +65,7 @@ def _same(ctx: NodeContext, operands: list[int]) -> Axes:
     result = axes[0]
     for other in axes[1:]:
         result = [ctx.unify(a, b) for a, b in zip(result, other, strict=True)]
-    zero = True
-    for k in operands:
-        zero &= ctx.mask_where_possible(k) if ctx.is_constant(k) else ctx.zeroed(k)
-    if zero:
+    if all([ctx.zeroed_if_possible(k) for k in operands]):  # each is asked
         ctx.builder.zero.add(ctx.node.output[0])
     return tuple(result)
 
