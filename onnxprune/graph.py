@@ -159,6 +159,12 @@ class Graph:
         return [value.name for value in self.model.graph.input if value.name not in stored]
 
     @cached_property
+    def overridable(self) -> frozenset[str]:
+        """Initializers that a caller may override: from IR 4 on, those among the inputs."""
+        listed = {value.name for value in self.model.graph.input} if self.model.ir_version >= 4 else set[str]()
+        return frozenset(tensor.name for tensor in self.model.graph.initializer if tensor.name in listed)
+
+    @cached_property
     def outputs(self) -> list[str]:
         return [value.name for value in self.model.graph.output]
 

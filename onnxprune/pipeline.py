@@ -446,9 +446,11 @@ def _aligned(original: ChannelMap, keep: BoolArray, options: Options) -> BoolArr
     """What is not dead, and as much of the rest as makes good widths (in lossless mode by default: where that pays)."""
     if options.align == "none":
         return keep
-    rounded = round_up(original, keep, parse_alignment(options.align or "auto", options.provider))
+    alignment = parse_alignment(options.align or "auto", options.provider)
+    rounded = round_up(original, keep, alignment)
     if options.align is None and options.sparsity is None:
-        return worth_keeping(original, keep, rounded, target_of(options.provider))
+        whole = round_up(original, keep, Alignment(alignment.step, alignment.step))
+        return worth_keeping(original, keep, (rounded, whole), target_of(options.provider))
     return rounded
 
 

@@ -51,7 +51,7 @@ def narrowed(model: ModelProto, mode: Restructure = "always", target: Target | N
 def modelled(model: ModelProto, target: Target) -> float:
     """Time of a run in µs."""
     graph = Graph(model)
-    return model_microseconds(target, graph.nodes, graph.outputs, infer_shapes(graph).of)
+    return model_microseconds(target, graph, infer_shapes(graph).of)
 
 
 def stored(model: ModelProto) -> int:

@@ -114,7 +114,7 @@ def separate(overlay: Overlay, c: Contraction, blocks: Sequence[Block]) -> Choic
     names = [_of_block(overlay, c, place, node, block, k) for k, block in enumerate(blocks)]
     made, order = node.output[0], np.concatenate([block.outputs for block in blocks])
     joined = onnx.helper.make_node("Concat", names, [made], node.name, axis=place.made)
-    return Choice(c.node, _in_order(overlay, c.node, joined, order, place.made), apart=True)
+    return Choice(c.node, _in_order(overlay, c.node, joined, order, place.made), True, _fewer(c, blocks))
 
 
 def _of_block(overlay: Overlay, c: Contraction, place: _Place, node: NodeProto, block: Block, k: int) -> str:
@@ -148,7 +148,13 @@ def grouped(overlay: Overlay, c: Contraction, blocks: Sequence[Block]) -> Choice
         result.input[c.bias] = overlay.part(Part(node.input[c.bias], 0, outputs))
     set_attributes(result, {"group": len(blocks)})
     ordered = _in_order(overlay, c.node, result, outputs, place.made)
-    return Choice(c.node, ordered, apart=ordered is not result)
+    return Choice(c.node, ordered, ordered is not result, _fewer(c, blocks))
+
+
+def _fewer(c: Contraction, blocks: Sequence[Block]) -> int:
+    """Channels that the blocks read; 0 where these are all."""
+    read = sum(len(block.inputs) for block in blocks)
+    return read if read < len(c.inputs) else 0
 
 
 def _in_order(overlay: Overlay, index: int, node: NodeProto, order: IntArray, axis: int) -> NodeProto:

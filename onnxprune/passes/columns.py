@@ -31,7 +31,8 @@ def in_columns(settled: Settlement, pinned: Collection[str]) -> list[Choice]:
     for index in range(len(settled.graph.nodes)):
         node = settled.node(index)
         if settled.is_alive(index) and not is_named(node, pinned) and _is_narrow(settled, node):
-            found.append(Choice(index, _lifted(settled.overlay, index, node), apart=True))
+            lifted = _lifted(settled.overlay, index, node)
+            found.append(Choice(index, lifted, apart=True, reads=settled.choice(index).reads))
     return found
 
 

@@ -1,12 +1,15 @@
 """Dead channels that stay: where a layer without them would be slower than with them.
 
 Removing what is dead leaves whatever width is left, and on some widths a target's kernels are slower than on wider ones:
-with 17 of 32 channels a depthwise convolution falls out of its blocks, and takes several times as long. Every family of
-channels is rounded up to a width that is not slower than a wider one; then each gives its dead channels back, unless
-the model of latencies says that the network without them takes longer.
+with 17 of 32 channels a depthwise convolution falls out of its blocks, and takes several times as long. Where, by the
+model of latencies, the network would be slower than with all dead channels, every family of channels is rounded up, to
+a width that is not slower than a wider one or to whole blocks; then each gives its dead channels back, unless the network
+without them takes longer.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,29 +24,30 @@ __all__ = ["kept_shapes", "worth_keeping"]
 
 BoolArray = NDArray[np.bool_]
 
-_SHARE, _LEAST = 0.03, 10.0  # what has to be gained by dead channels: of the time, and µs
+_LEAST = 10.0  # µs; less than that is no loss
 _MOST = 200_000  # visits of a node
 
 
-def worth_keeping(channel_map: ChannelMap, alive: BoolArray, rounded: BoolArray, target: Target) -> BoolArray:
-    """``alive`` (bool [groups]), and those of ``rounded`` without which the model would be slower."""
-    if np.array_equal(alive, rounded):
+def worth_keeping(channel_map: ChannelMap, alive: BoolArray, rounded: Sequence[BoolArray], target: Target) -> BoolArray:
+    """``alive`` (bool [groups]), and what else has to stay so that the model is not slower than it was; ``rounded``:
+    with dead ones up to good widths, wider and wider."""
+    ways = [alive, *(way for way in rounded if not np.array_equal(way, alive))]
+    if len(ways) == 1:
         return alive
 
     def time(keep: BoolArray) -> float:
-        graph = channel_map.graph
-        return model_microseconds(target, graph.nodes, graph.outputs, kept_shapes(channel_map, keep))
+        return model_microseconds(target, channel_map.graph, kept_shapes(channel_map, keep))
 
-    slow, keep = time(alive), rounded
-    best = time(keep)
-    if best > slow - max(_SHARE * slow, _LEAST):
+    times = [time(way) for way in ways]
+    best = min(times)
+    if times[0] <= best + _LEAST or times[0] <= time(np.ones_like(alive)) + _LEAST:
         return alive
-    family = families(channel_map)
-    odd = np.unique(family[rounded & ~alive])
-    for f in odd if len(odd) * len(channel_map.graph.nodes) <= _MOST else ():
-        tried = np.where(family == f, alive, keep)
-        if (found := time(tried)) <= best:
-            keep, best = tried, found
+    keep, family = ways[times.index(best)], families(channel_map)
+    odd = np.unique(family[np.any(ways, axis=0) & ~alive])
+    for f in odd if len(ways) * len(odd) * len(channel_map.graph.nodes) <= _MOST else ():
+        tried = [np.where(family == f, way, keep) for way in ways]
+        times = [time(each) for each in tried]
+        keep = next(way for way, t in zip(tried, times, strict=True) if t <= min(times) + _LEAST / len(odd))
     return keep
 
 

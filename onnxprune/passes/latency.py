@@ -6,7 +6,7 @@ matrix products run by width. See ``benchmarks/widths.py`` for the steps of ONNX
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from math import ceil, prod
 
@@ -23,6 +23,8 @@ _CONTRACTIONS = frozenset("Conv ConvTranspose FusedConv FusedGemm FusedMatMul Ge
 _FUSING = frozenset(("Conv", "FusedConv"))
 _FUSED = frozenset("BatchNormalization Clip Relu LeakyRelu Sigmoid Tanh HardSigmoid".split())
 """Operators that disappear into the convolution before them."""
+_DIRECT_POINT, _DIRECT, _SINGLE = 0.3, 0.65, 0.75
+"""Shares of the rate of blocks, see ``_share``."""
 _STRIDED = 2.5  # times as long for columns with gaps
 
 
@@ -43,14 +45,15 @@ class Target:
     ordered: float = 6000.0
     loaded: float = 4000.0
     picked: float = 100.0
-    blocked: float = 50000.0
-    multiplied: float = 75000.0
+    blocked: float = 90000.0
+    multiplied: float = 80000.0
     depthwise: float = 4000.0
     block: int = 16
 
 
-def microseconds(target: Target, node: NodeProto, shapes: Mapping[str, Shape], after: str = "") -> float:
-    """Time of a node; ``after``: the operator that makes its first input."""
+def microseconds(target: Target, node: NodeProto, shapes: Mapping[str, Shape], after: str = "",
+                 open_weights: Container[str] = ()) -> float:  # fmt: skip
+    """Time of a node; ``after``: the operator that makes its first input; ``open_weights``: see ``convolution``."""
     op = node.op_type
     if op == "Constant":
         return 0.0
@@ -58,7 +61,7 @@ def microseconds(target: Target, node: NodeProto, shapes: Mapping[str, Shape], a
     if op in _VIEWS:
         return target.start
     if op in _FUSING:
-        return target.start + _convolution(target, node, shapes)
+        return target.start + _convolution(target, node, shapes, open_weights)
     if op in _CONTRACTIONS:
         return target.start + _product(target, node, shapes, made)
     if op in _COPIES:
@@ -115,12 +118,14 @@ class Convolution:
     makes_blocks: bool = False
 
 
-def convolution(target: Target, node: NodeProto, shapes: Mapping[str, Shape]) -> Convolution:
+def convolution(target: Target, node: NodeProto, shapes: Mapping[str, Shape],
+                open_weights: Container[str] = ()) -> Convolution:  # fmt: skip
     """How a convolution is computed: in blocks, with the last block of outputs computed whole and picked apart; or as a
     product of matrices, with the image in columns, which costs more once several outputs read them.
 
     ONNX Runtime computes two-dimensional convolutions in blocks, but for those that read a block of channels or more,
-    and no multiple of 4, and for depthwise ones of such a width. Fewer channels than a block are read as they are.
+    and no multiple of 4, for depthwise ones of such a width, and for those of which a caller may override the weight
+    (``open_weights``). Fewer channels than a block are read as they are.
     """
     weight, made = shapes.get(node.input[1], ()), shapes.get(node.output[0], ())
     if len(weight) < 3 or len(made) != len(weight):
@@ -128,6 +133,7 @@ def convolution(target: Target, node: NodeProto, shapes: Mapping[str, Shape]) ->
     count = _groups(node, shapes)
     read, out, kernel, space = weight[1], made[1] // count, prod(weight[2:]), made[0] * prod(made[2:])
     blocked = len(weight) == 4 and target.block > 0 and _is_blocked(target, count, read, out)
+    blocked = blocked and node.input[1] not in open_weights
     if count > 1 and read == out == 1:
         if not target.block or blocked:
             time = 2 * made[1] * kernel * space / target.blocked + made[1] * space / target.ordered
@@ -138,17 +144,24 @@ def convolution(target: Target, node: NodeProto, shapes: Mapping[str, Shape]) ->
         width = ceil(out / target.block) * target.block
         deep = read if read < target.block else ceil(read / target.block) * target.block
         apart = width * space if out < target.block or out % 4 else 0
-        time = count * (deep * width * kernel * space / target.blocked + apart / target.ordered)
+        rate = target.blocked * _share(kernel, read < target.block, width == target.block)
+        time = count * (deep * width * kernel * space / rate + apart / target.ordered)
         return Convolution(time, read >= target.block, True)
     columns = read * kernel * space * _stride(node) * (1.6 if out > 1 else 1) if kernel > 1 else 0
     time = count * (read * out * kernel * space / target.multiplied + columns / target.ordered + target.start)
     return Convolution(time)
 
 
-def _convolution(target: Target, node: NodeProto, shapes: Mapping[str, Shape]) -> float:
-    """Time of a convolution among others that are computed in blocks."""
-    found = convolution(target, node, shapes)
-    if not target.block or _groups(node, shapes) > 1:
+def _share(kernel: int, direct: bool, single: bool) -> float:
+    """How much of the rate of blocks is reached: less where what is read is not in blocks (``direct``), above all by
+    1 × 1, and where a kernel makes a single block."""
+    return (_DIRECT_POINT if kernel == 1 else _DIRECT) if direct else (1.0 if kernel == 1 or not single else _SINGLE)
+
+
+def _convolution(target: Target, node: NodeProto, shapes: Mapping[str, Shape], open_weights: Container[str]) -> float:
+    """Time of a convolution among others that are computed in blocks, if it can be."""
+    found = convolution(target, node, shapes, open_weights)
+    if not target.block or node.input[1] in open_weights or _groups(node, shapes) > 1:
         return found.time
     crossing = 0 if found.reads_blocks else prod(shapes.get(node.input[0], ()))
     crossing += 0 if found.makes_blocks else prod(shapes.get(node.output[0], ()))

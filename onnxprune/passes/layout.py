@@ -9,12 +9,12 @@ takes the images around it out of their blocks and back again. So what one width
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from math import ceil, prod
 
 from onnx import NodeProto
 
-from onnxprune.graph import attribute
+from onnxprune.graph import Graph, attribute
 from onnxprune.passes.latency import Convolution, Target, convolution, is_fused, microseconds
 from onnxprune.shapes import Shape
 
@@ -28,17 +28,16 @@ _RESIZED = frozenset("Resize Upsample".split())
 _PLAIN = 4.0  # times as long without blocks: pools, images resized
 
 
-def model_microseconds(target: Target, nodes: Sequence[NodeProto], outputs: Collection[str],
-                       shapes: Mapping[str, Shape]) -> float:  # fmt: skip
-    """Time of one run of nodes in order, in µs, with tensors of these shapes; those of stored constants included."""
-    return Runs(target, shapes).microseconds(nodes, outputs)
+def model_microseconds(target: Target, graph: Graph, shapes: Mapping[str, Shape]) -> float:
+    """Time of one run, in µs, with tensors of these shapes; those of stored constants included."""
+    return Runs(target, shapes, graph.overridable).microseconds(graph.nodes, graph.outputs)
 
 
 class Runs:
     """The times of runs that have most of their nodes in common: what a node takes by itself is found once."""
 
-    def __init__(self, target: Target, shapes: Mapping[str, Shape]) -> None:
-        self.target, self.shapes = target, shapes
+    def __init__(self, target: Target, shapes: Mapping[str, Shape], open_weights: Container[str]) -> None:
+        self.target, self.shapes, self.open_weights = target, shapes, open_weights
         self._simple: dict[int, tuple[NodeProto, float]] = {}  # by identity, of nodes that are held on to
         self._convolutions: dict[int, tuple[NodeProto, Convolution]] = {}
 
@@ -50,12 +49,12 @@ class Runs:
     def simple(self, node: NodeProto) -> float:
         """What a node takes that is computed by itself."""
         if id(node) not in self._simple:
-            self._simple[id(node)] = node, microseconds(self.target, node, self.shapes)
+            self._simple[id(node)] = node, microseconds(self.target, node, self.shapes, open_weights=self.open_weights)
         return self._simple[id(node)][1]
 
     def convolution(self, node: NodeProto) -> Convolution:
         if id(node) not in self._convolutions:
-            self._convolutions[id(node)] = node, convolution(self.target, node, self.shapes)
+            self._convolutions[id(node)] = node, convolution(self.target, node, self.shapes, self.open_weights)
         return self._convolutions[id(node)][1]
 
 

@@ -46,15 +46,13 @@ _DATA_AXIS = {
 @dataclass(frozen=True)
 class Narrowed:
     """``consumers``: output of a contraction → how many channels it reads now, for those that were narrowed.
-    ``blocks``: output of a contraction → of how many smaller ones it consists now, for those that fell apart."""
+    ``blocks``: output of a contraction → of how many smaller ones it consists now, for those that fell apart.
+    ``changed``: whether the model is another one; some contractions may only be computed in another way."""
 
     model: ModelProto
     consumers: Mapping[str, int] = field(default_factory=dict)
     blocks: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def changed(self) -> bool:
-        return bool(self.consumers or self.blocks)
+    changed: bool = False
 
 
 def can_narrow(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], keep: BoolArray) -> bool:
@@ -79,47 +77,55 @@ def narrow(channel_map: ChannelMap, nonzero: Mapping[int, BoolArray], mode: Rest
     """
     model = channel_map.graph.model
     overlay = Overlay(channel_map)
-    widths: dict[int, int] = {}
     free = [c for c in channel_map.contractions if not is_named(channel_map.graph.nodes[c.node], pinned)]
     target = Target() if target is None else target
-    step = target.block if mode == "auto" else 0
-    narrower = [found for c in free if (found := _narrower(overlay, c, nonzero[c.node], widths, step))]
+    pays = mode == "auto"
+    narrower = [_narrower(overlay, c, nonzero[c.node], target.block if pays else 0) for c in free]
     apart, groups, counts = in_blocks(overlay, free, nonzero)
-    if not narrower and not apart:
+    if not any(narrower) and not apart:
         return Narrowed(model)
     settled = Settlement(overlay, target, pinned)
-    settled.settle([*narrower, *_flatter(overlay)], take_back=mode == "auto")
-    settled.settle(apart, take_back=mode == "auto")
+    settled.settle([*(ways[0] for ways in narrower if ways), *_flatter(overlay)], take_back=pays)
+    settled.settle(apart, take_back=pays)
     settled.settle(groups, take_back=True)
-    if not settled.replaced_outputs().keys() & {*widths, *counts}:
-        return Narrowed(model)
-    columns = settled.settle(in_columns(settled, pinned), take_back=True)
-    if mode == "auto":
-        settled.polish([*narrower, *apart, *groups, *columns])
+    columns = in_columns(settled, pinned)
+    settled.settle(columns, take_back=True)
+    if pays:
+        settled.polish([*(choice for ways in narrower for choice in ways), *apart, *groups, *columns])
     changed = settled.replaced_outputs()
-    if not changed.keys() & {*widths, *counts}:
-        return Narrowed(model)
-    result = written(settled)
-    if count_weights(result) > count_weights(model):
+    result = written(settled) if changed else model
+    if result is model or count_weights(result) > count_weights(model):
         return Narrowed(model)
     split = {choice.index for choice in (*apart, *groups) if settled.replaced[choice.index] is choice}
     return Narrowed(
         result,
-        {changed[index]: width for index, width in widths.items() if index in changed},
+        {name: settled.choice(index).reads for index, name in changed.items() if settled.choice(index).reads},
         {changed[index]: counts[index] for index in sorted(split)},
+        changed=True,
     )
 
 
-def _narrower(overlay: Overlay, c: Contraction, block: BoolArray, widths: dict[int, int], step: int) -> Choice | None:
+def _narrower(overlay: Overlay, c: Contraction, block: BoolArray, step: int) -> list[Choice]:
     """A contraction on the inputs it has kernels for (the first of them, if it has none at all).
 
-    ``widths``: node → how many those are, noted here. ``step``: channels of a block of the target's convolutions.
+    ``step``: channels of a block of the target's convolutions. They are not computed in blocks if they read a block or
+    more, and no multiple of 4, and read their inputs without blocks if these are fewer: so those read a few more, and
+    for these, a whole block is another way.
     """
     used = np.flatnonzero(np.any(block, axis=0))
     used = used if len(used) else np.arange(1)
     node = overlay.graph.nodes[c.node]
-    if node.op_type == "Conv" and 0 < step <= len(used):
-        used = _filled_up(used, len(c.inputs))
+    if not step or node.op_type != "Conv" or len(overlay.shape.get(node.input[c.weight], ())) != 4:
+        widths = [len(used)]
+    else:
+        widths = [len(used), step] if len(used) < step else [-(-len(used) // 4) * 4]
+    ways = (_reading(overlay, c, _filled_up(used, width, len(c.inputs))) for width in widths)
+    return [choice for choice in ways if choice]
+
+
+def _reading(overlay: Overlay, c: Contraction, used: IntArray) -> Choice | None:
+    """A contraction on some of its inputs; None where it cannot be, or they are all."""
+    node = overlay.graph.nodes[c.node]
     data, weight = node.input[c.data], node.input[c.weight]
     if c.groups > 1 or len(used) == len(c.inputs) or data not in overlay.shape or data in overlay.graph.constants:
         return None
@@ -133,15 +139,14 @@ def _narrower(overlay: Overlay, c: Contraction, block: BoolArray, widths: dict[i
     result.CopyFrom(node)
     result.input[c.data] = overlay.part(Part(data, axis, used))
     result.input[c.weight] = overlay.part(slices)
-    widths[c.node] = len(used)
-    return Choice(c.node, result)
+    return Choice(c.node, result, reads=len(used))
 
 
-def _filled_up(used: IntArray, size: int) -> IntArray:
-    """Inputs up to a multiple of 4, with those beside used ones: by other numbers, convolutions are not in blocks."""
+def _filled_up(used: IntArray, width: int, size: int) -> IntArray:
+    """So many of the inputs, with those next to used ones."""
     others = np.setdiff1d(np.arange(size), used)
     far = np.min(np.abs(others[:, None] - used[None, :]), axis=1) if len(others) else others
-    more = others[np.argsort(far, kind="stable")[: -len(used) % 4]]
+    more = others[np.argsort(far, kind="stable")[: max(width - len(used), 0)]]
     return np.sort(np.concatenate([used, more]))
 
 

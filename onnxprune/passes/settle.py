@@ -25,11 +25,12 @@ _FAIR_RUN = 0.01  # of a whole run
 @dataclass(frozen=True)
 class Choice:
     """Another node in place of the one at ``index``, with outputs of the same names. ``apart``: whether what follows
-    can no longer be computed along with it."""
+    can no longer be computed along with it. ``reads``: channels it reads, if those are fewer than before, else 0."""
 
     index: int
     node: NodeProto
     apart: bool = False
+    reads: int = 0
 
 
 class Settlement:
@@ -43,6 +44,7 @@ class Settlement:
         self.replaced: dict[int, Choice] = {}
         self._maker: dict[str, int | Made] = dict(self.graph.producer)
         self._laid = 0  # nodes laid over the graph that are in there
+        self._open = set(self.graph.overridable)
         self._see_laid()
         outside = {*self.graph.outputs, *self.graph.captured}
         read = outside | set(self.graph.consumers)
@@ -69,8 +71,8 @@ class Settlement:
     def polish(self, choices: Iterable[Choice]) -> None:
         """Try each of these choices, and that of doing nothing, by the time of a whole run; all that runs better is
         taken. What is left changes nothing where that is as good."""
-        runs, nodes = Runs(self.target, self.overlay.shape), self.graph.nodes
         self._see_laid()
+        runs, nodes = Runs(self.target, self.overlay.shape, self._open), self.graph.nodes
         best = runs.microseconds(self.nodes(), self.graph.outputs)
         for choice in [*choices, *(Choice(index, nodes[index]) for index in sorted(self.replaced))]:
             before = self.choice(choice.index)
@@ -121,6 +123,7 @@ class Settlement:
         for made in self.overlay.made[self._laid :]:
             self._maker |= dict.fromkeys(made.node.output, made)
         self._laid = len(self.overlay.made)
+        self._open |= {name for name, source in self.overlay.sources.items() if source in self.graph.overridable}
 
     def _is_better_without(self, choice: Choice, before: Choice) -> bool:
         """Take a choice back unless it saves a fair share of what the node cost before."""
@@ -163,7 +166,8 @@ class Settlement:
 
     def _cost(self, maker: int | Made) -> float:
         node, shapes = self.node(maker), self.overlay.shape
-        cost = microseconds(self.target, node, shapes, self._followed(node.input[0]) if node.input else "")
+        after = self._followed(node.input[0]) if node.input else ""
+        cost = microseconds(self.target, node, shapes, after, self._open)
         if not isinstance(maker, Made) and self.choice(maker).apart:
             readers = self.graph.consumers.get(node.output[0], [])
             cost += sum(unfused(self.target, self.graph.nodes[reader], shapes) for reader, _ in readers)
