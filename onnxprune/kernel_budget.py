@@ -23,7 +23,7 @@ __all__ = ["Budget", "Connectivity", "Fitted", "connectivity", "fitted", "plain_
 _FULL = 0.98  # share of the budget from which on it counts as filled
 _AIM = 0.99  # share of the budget that interpolation aims at
 _LEAST_GAP = 1e-3  # what interpolation takes a size to be off at least
-_FINEST = 1000  # counts that differ by less than this part are not told apart
+_FINEST = 100  # counts that differ by less than this part are not told apart
 _PROBES = 12  # models measured at most
 
 
@@ -63,8 +63,8 @@ def within_budget(kernels: Kernels, selection: Selection, budget: Budget) -> Fit
         if count < selection.least:
             raise _unreachable(budget, selection.least)
         return fitted(kernels, selection, count)
-    low, high = selection.least, kernels.total
-    best = fitted(kernels, selection, low)
+    low, high = 0, kernels.total - selection.least  # slices beyond those that have to stay
+    best = fitted(kernels, selection, selection.least)
     found = budget.size(best.mask)
     if found > budget.most:
         raise _unreachable(budget, found)
@@ -74,7 +74,7 @@ def within_budget(kernels: Kernels, selection: Selection, budget: Budget) -> Fit
         if found >= _FULL * budget.most or high - low <= max(1, low // _FINEST):
             break
         middle = _between(low, high, short / (short - over))
-        tried = fitted(kernels, selection, middle)
+        tried = fitted(kernels, selection, selection.least + middle)
         size, before = budget.size(tried.mask), fits
         fits = size <= budget.most
         if fits:

@@ -28,7 +28,7 @@ from onnxprune.graph import Graph
 from onnxprune.kernel_budget import Budget, within_budget
 from onnxprune.ops import build_map
 from onnxprune.passes.channel_graph import EdgeMask, accessible
-from onnxprune.passes.kernel_scores import KERNEL_METHODS, Topology
+from onnxprune.passes.kernel_scores import KERNEL_METHODS, Magnitude, Topology
 from onnxprune.passes.kernel_slices import Kernels, kernels_of, on_paths
 from onnxprune.pipeline import Result
 from onnxprune.plan import KernelCut, Plan, kernel_cuts
@@ -164,6 +164,16 @@ def test_a_physical_budget_is_filled_in_few_steps(models: Path, power: float, sp
     found = within_budget(held, selection, budget)
     assert 0.98 * budget.most <= size(found.mask) <= budget.most
     assert len(seen) <= 7
+
+
+def test_slices_that_stay_anyway_do_not_make_the_search_coarse(models: Path) -> None:
+    model = onnx.load(models / "unet_circles.onnx")
+    alone = {node.name for node in model.graph.node if "Conv" in node.op_type} - {"/encoder1/encoder1.0/Conv"}
+    held = kernels_of(build_map(Graph(flatten(model))), alone)
+    free = held.total - held.fixed
+    assert 0 < 100 * free < held.fixed
+    budget = Budget("weights", 0.5, lambda mask: float(held.count(mask) - held.fixed), float(free))
+    assert within_budget(held, Magnitude().selection(held), budget).count - held.fixed >= free // 2 - 1
 
 
 def test_inspection_tells_what_plain_magnitude_leaves_connected(models: Path) -> None:

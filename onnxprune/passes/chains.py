@@ -112,6 +112,7 @@ class LeanOrder:
         self.starts = np.cumsum([0, *(weights[node].size for node in self.nodes)])
         self._start = dict(zip(self.nodes, self.starts.tolist(), strict=False))
         self._on_paths: list[int] = []
+        self._order: Vertices | None = None
 
     @cached_property
     def _paths(self) -> Iterator[Chain]:
@@ -123,10 +124,19 @@ class LeanOrder:
         return descending(every)
 
     def order(self, upto: int) -> Vertices:
-        """All slices, in order; beyond the first ``upto`` (or as many as were asked for before), by weight alone."""
+        """All slices, in order; beyond the first ``upto`` (or as many as were asked for before), by weight alone.
+
+        The very same array as before, where no more paths were looked for.
+        """
         while len(self._on_paths) < upto and (chain := next(self._paths, None)) is not None:
             for node, out, i in chain.slices:
                 self._on_paths.append(self._start[node] + out * self.weights[node].shape[1] + i)
+            self._order = None
+        if self._order is None:
+            self._order = self._ordered()
+        return self._order
+
+    def _ordered(self) -> Vertices:
         first = np.array(self._on_paths, np.int64)
         taken = np.zeros(int(self.starts[-1]), np.bool_)
         taken[first] = True

@@ -160,43 +160,58 @@ class Lean:
     name: ClassVar[str] = "lean"
 
     def selection(self, kernels: Kernels) -> Selection:
-        lean, entries = LeanOrder(kernels.graph, _chain_weights(kernels, self.norm_grid)), _Entries(kernels)
-        number = np.concatenate([np.zeros(0, np.int64), *(entries.numbers[node].ravel() for node in lean.nodes)])
+        lean = LeanOrder(kernels.graph, _chain_weights(kernels, self.norm_grid))
+        entries = _Entries(kernels)
+        ranking: list[_Ranking] = []  # the latest: a search asks for several numbers of slices
 
         def select(count: int) -> EdgeMask:
             order = lean.order(count - kernels.fixed)
-            mask = entries.first(_without_repeats(number[order], len(entries.reads)), count)
-            return _reaching_all(kernels, lambda: _strengths(lean, order), mask, count)
+            if not ranking or ranking[0].order is not order:
+                ranking[:] = [_Ranking(kernels, entries, lean, order)]
+            return ranking[0].choose(count)
 
         return Selection(select, kernels.fixed)
 
 
-def _without_repeats(order: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Entries where each comes first, without those that are none (−1)."""
-    order = order[order >= 0]
-    if len(order) == size:
-        return order
-    return order[np.sort(np.unique(order, return_index=True)[1])]
+@dataclass(frozen=True)
+class _Ranking:
+    """A choice by LEAN's order, as far as it is known."""
 
+    kernels: Kernels
+    entries: _Entries
+    lean: LeanOrder
+    order: NDArray[np.int64]
 
-def _strengths(lean: LeanOrder, order: NDArray[np.int64]) -> dict[int, FloatArray]:
-    """The earlier in the order, the stronger: node → strengths, [out, in per group]."""
-    strength = np.empty(len(order))
-    strength[order] = -np.arange(len(order), dtype=np.float64)
-    return lean.blocks(strength)
+    def choose(self, count: int) -> EdgeMask:
+        """The first slices, where these reach every output that can be reached; else the best by this order that do."""
+        mask, spare = self.entries.first(self._entry_order, count), count - self.kernels.fixed
+        if spare <= 0 or np.array_equal(self._outputs(mask), self._possible) or spare < self._problem.least:
+            return mask
+        return self.kernels.mask(connected_selection(self._problem, spare))
 
+    def _outputs(self, mask: EdgeMask) -> NDArray[np.bool_]:
+        return accessible(self.kernels.graph, mask)[self.kernels.graph.outputs]
 
-def _reaching_all(
-    kernels: Kernels, scores: Callable[[], Mapping[int, FloatArray]], mask: EdgeMask, count: int
-) -> EdgeMask:
-    """The mask, where it reaches every output that can be reached; else the best by these scores that does."""
-    if count <= kernels.fixed:  # nothing to choose
-        return mask
-    reached, possible = (accessible(kernels.graph, m)[kernels.graph.outputs] for m in (mask, kernels.nonzero))
-    problem = None if np.array_equal(reached, possible) else _connected(kernels, scores())
-    if problem is None or count - kernels.fixed < problem.least:
-        return mask
-    return kernels.mask(connected_selection(problem, count - kernels.fixed))
+    @cached_property
+    def _possible(self) -> NDArray[np.bool_]:
+        return self._outputs(self.kernels.nonzero)
+
+    @cached_property
+    def _entry_order(self) -> NDArray[np.int64]:
+        """Entries where each comes first."""
+        number = [self.entries.numbers[node].ravel() for node in self.lean.nodes]
+        order = np.concatenate([np.zeros(0, np.int64), *number])[self.order]
+        order = order[order >= 0]
+        if len(order) == len(self.entries.reads):
+            return order
+        return order[np.sort(np.unique(order, return_index=True)[1])]
+
+    @cached_property
+    def _problem(self) -> Connected:
+        """The earlier in the order, the stronger."""
+        strength = np.empty(len(self.order))
+        strength[self.order] = -np.arange(len(self.order), dtype=np.float64)
+        return _connected(self.kernels, self.lean.blocks(strength))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.passes.best_paths import BestPaths, Floats, Slice, Wiring
+from onnxprune.passes.chains import descending
 from onnxprune.passes.channel_graph import BoolArray, ChannelGraph, accessible, coaccessible, consistent_edges
 
 __all__ = ["Connected", "connected_selection"]
@@ -56,7 +57,8 @@ class Connected:
         self.first = dict(zip(self.nodes, self.starts.tolist(), strict=True))
         self.flat = np.concatenate([np.zeros(0), *best])
         self.price = np.concatenate([np.zeros(0, np.int64), *prices])
-        self.order = np.argsort(-self.flat, kind="stable")[: np.count_nonzero(self.flat > -np.inf)]
+        there = np.flatnonzero(self.flat > -np.inf)
+        self.order = there[descending(self.flat[there])]
 
     def mask(self, chosen: BoolArray) -> dict[int, BoolArray]:
         """The edge mask of a choice, bool [slices]."""
