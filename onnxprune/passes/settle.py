@@ -43,6 +43,7 @@ class Settlement:
         self.cost = 0.0
         self.replaced: dict[int, Choice] = {}
         self._maker: dict[str, int | Made] = dict(self.graph.producer)
+        self._outputs = [tuple(node.output) for node in self.graph.nodes]
         self._laid = 0  # nodes laid over the graph that are in there
         self._open = set(self.graph.overridable)
         self._see_laid()
@@ -96,18 +97,26 @@ class Settlement:
         for index in range(len(self.graph.nodes)):
             if self.is_alive(index):
                 result.append(self.node(index))
-            result.extend(laid.get(index, ()))
+            if index in laid:
+                result += laid[index]
         return result
 
     def is_alive(self, maker: int | Made) -> bool:
         """Whether anybody reads what a node makes (a node of the graph by its index)."""
-        if isinstance(maker, int) and maker in self._unread:
+        if isinstance(maker, Made):
+            return any(self.readers[name] for name in maker.node.output)
+        if maker in self._unread:
             return True
-        return any(self.readers[name] for name in self.node(maker).output)
+        for name in self._outputs[maker]:  # asked of all nodes for each choice
+            if self.readers[name]:
+                return True
+        return False
 
     def node(self, maker: int | Made) -> NodeProto:
         """The node in this place now."""
-        return maker.node if isinstance(maker, Made) else self.choice(maker).node
+        if isinstance(maker, Made):
+            return maker.node
+        return self.replaced[maker].node if maker in self.replaced else self.graph.nodes[maker]
 
     def choice(self, index: int) -> Choice:
         """What was chosen for a node of the graph; at first, the node itself."""
