@@ -24,6 +24,7 @@ from onnxprune.bench import Latency, benchmark
 from onnxprune.calibration import cache_file, calibrate, described
 from onnxprune.child import CAN_FORK, in_child
 from onnxprune.errors import OnnxpruneError, UsageError
+from onnxprune.files.staging import undisturbed
 from onnxprune.inputs import load_inputs
 from onnxprune.inspection import inspect
 from onnxprune.model_io import check_writable, default_output, load, save
@@ -225,12 +226,20 @@ def _prune(
         result, latencies = _written(
             result, files, progress, shapes, provider, no_verify, bench, threads, chosen["seed"]
         )
-    try:
+    with _saying(f"'{files.out}' is written, but stdout cannot be"):
         terminal.summary(result, files.out, latencies)
+
+
+@contextmanager
+def _saying(failed: str = "stdout cannot be written") -> Iterator[None]:
+    """Results go to stdout. Raises OnnxpruneError where that cannot take them."""
+    try:
+        yield
+        sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise OnnxpruneError(f"'{files.out}' is written, but stdout cannot be: {error.strerror}") from None
+        raise OnnxpruneError(f"{failed}: {error.strerror}") from None
 
 
 def _written(
@@ -308,8 +317,9 @@ class _Drafts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for draft in self.places:
-            draft.unlink(missing_ok=True)
+        with undisturbed():
+            for draft in self.places:
+                draft.unlink(missing_ok=True)
 
     def add(self, path: Path, text: str) -> None:
         """Raises OnnxpruneError where it cannot be written."""
@@ -348,10 +358,11 @@ def _read(path: Path) -> str:
 def _inspect(model: Path, keep: tuple[str, ...], allow_renorm: bool, chains: int, as_json: bool, verbose: int) -> None:
     """Per layer: channels, groups, what is dead, what is frozen and by which operator; what sparsity is reachable."""
     found = inspect(model, keep=keep, allow_renorm=allow_renorm, chains=chains)
-    if as_json:
-        click.echo(json.dumps(found.to_json(), indent=1))
-    else:
-        Terminal(False, verbose).inspection(found, model)
+    with _saying():
+        if as_json:
+            click.echo(json.dumps(found.to_json(), indent=1))
+        else:
+            Terminal(False, verbose).inspection(found, model)
 
 
 @_cli.command("bench")
@@ -369,10 +380,11 @@ def _inspect(model: Path, keep: tuple[str, ...], allow_renorm: bool, chains: int
 def _bench(models: tuple[Path, ...], as_json: bool, verbose: int, **options: Any) -> None:
     """Latency of MODELS side by side, interleaved: p50, p90, p99, throughput, memory, ratio to the first."""
     found = benchmark(models, **options)
-    if as_json:
-        click.echo(json.dumps({"onnxprune_bench": 1, "models": [each.to_json() for each in found]}, indent=1))
-    else:
-        Terminal(False, verbose).latencies(found)
+    with _saying():
+        if as_json:
+            click.echo(json.dumps({"onnxprune_bench": 1, "models": [each.to_json() for each in found]}, indent=1))
+        else:
+            Terminal(False, verbose).latencies(found)
 
 
 @_cli.command("verify")
@@ -393,7 +405,8 @@ def _verify(a: Path, b: Path, given: tuple[Path, ...], as_json: bool, verbose: i
     names = [value.name for value in load_structure(a).graph.input]
     inputs: list[Inputs] = [load_inputs(path, names) for path in given]
     found = _unharmed(lambda: verify(a, b, inputs=inputs or None, **options), options["provider"])
-    click.echo(json.dumps({"onnxprune_verification": 1, **found.to_json()}, indent=1) if as_json else str(found))
+    with _saying():
+        click.echo(json.dumps({"onnxprune_verification": 1, **found.to_json()}, indent=1) if as_json else str(found))
     if not found.ok:
         sys.exit(1)
 
@@ -402,8 +415,10 @@ def _verify(a: Path, b: Path, given: tuple[Path, ...], as_json: bool, verbose: i
 @_verbose
 def _calibrate(verbose: int) -> None:
     """Measure what nodes take on this CPU, for --restructure auto; kept in the user's cache."""
-    click.echo(described(calibrate()))
-    click.echo(f"wrote {cache_file()}; without it, the constants that come with onnxprune are used")
+    found = described(calibrate())
+    with _saying():
+        click.echo(found)
+        click.echo(f"wrote {cache_file()}; without it, the constants that come with onnxprune are used")
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from witness import feeds, largest_error, outputs, stored_weights
 
 import onnxprune
 from onnxprune import cli, pipeline
+from onnxprune.files.staging import staging_folder
 from onnxprune.passes.rewrite import rewrite
 
 Capture = pytest.CaptureFixture[str]
@@ -422,6 +423,33 @@ def test_impatience_does_not_cut_the_cleaning_up_short(
         process.send_signal(sent)
         time.sleep(0.002)
     assert_interrupted(process, sent, out)
+
+
+@posix
+def test_a_late_signal_does_not_cut_the_cleaning_up_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    removed = shutil.rmtree
+
+    def interrupted(folder: Path, ignore_errors: bool) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        removed(folder, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    with staging_folder(tmp_path / "out.onnx") as staging:
+        (staging / "out.onnx").touch()
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("words", [["inspect"], ["inspect", "--json"]], ids=" ".join)
+def test_a_stdout_that_takes_nothing_is_no_fault(model: Path, words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, *words, str(model)], stdout=full, stderr=subprocess.PIPE, text=True,
+                              env=environment(), check=False)  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("onnxprune: error: stdout cannot be written: ")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")

@@ -9,7 +9,9 @@ import contextlib
 import errno
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import BinaryIO
 
 from onnxprune.errors import ModelError
 
-__all__ = ["commit", "flush", "reporting", "staging_folder"]
+__all__ = ["commit", "flush", "reporting", "scratch_folder", "staging_folder", "undisturbed"]
 
 
 @contextlib.contextmanager
@@ -32,23 +34,39 @@ def reporting(out: Path) -> Iterator[None]:
         raise ModelError(f"'{out}' cannot be written: {reason}") from None
 
 
-@contextlib.contextmanager
-def staging_folder(out: Path) -> Iterator[Path]:
+def staging_folder(out: Path) -> contextlib.AbstractContextManager[Path]:
     """A folder on the file system of OUT that is gone afterwards, whatever happens."""
-    folder = out.parent / f".onnxprune-{uuid.uuid4().hex[:12]}"  # named first: an interruption may follow at once
+    return _passing_folder(out.parent / f".onnxprune-{uuid.uuid4().hex[:12]}")
+
+
+def scratch_folder() -> contextlib.AbstractContextManager[Path]:
+    """A folder for temporary files that is gone afterwards, whatever happens."""
+    return _passing_folder(Path(tempfile.gettempdir()) / f"onnxprune-{uuid.uuid4().hex[:12]}")
+
+
+@contextlib.contextmanager
+def _passing_folder(folder: Path) -> Iterator[Path]:
+    """The folder is named first: an interruption may follow at once."""
     try:
         folder.mkdir(mode=0o700)
         yield folder
     finally:
-        _remove(folder)
+        with undisturbed():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove(folder: Path) -> None:
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Signals that ask for an end are not heard: whoever cleans up after the first is not stopped by the second."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals go to the main thread
+        return
+    old = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        shutil.rmtree(folder, ignore_errors=True)
-    except BaseException:  # an interruption in the middle of it
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
 
 
 def flush(file: BinaryIO) -> None:
