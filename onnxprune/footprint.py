@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 from math import prod
 
-from onnx import NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from onnxprune.bodies import MOST_NODES, RESULT, is_marker, number, unfolded_nodes
+from onnxprune.bodies import MOST_NODES, RESULT, is_marker, number, stored_nodes, unfolded_nodes
 from onnxprune.errors import ModelError
 from onnxprune.files.tensor_bytes import raw_size
 from onnxprune.graph import Graph, node_name
 from onnxprune.shapes import Shapes
 
-__all__ = ["check_footprint"]
+__all__ = ["check_footprint", "check_nodes"]
 
 _SHARE = 2  # of the machine's memory, the part one tensor may take
 _UNKNOWN = 16 * 2**30  # bytes of memory where the system does not say
@@ -42,6 +42,17 @@ def check_footprint(graph: Graph, shapes: Shapes) -> None:
             _check(f"'{name}' of node '{node_name(node)}'", name, shapes, min(most, filled) if inside else most)
         if inside:
             fixed.update(node.output)
+
+
+def check_nodes(model: ModelProto) -> None:
+    """Raises ModelError for a model of very many nodes or stored tensors: every one takes up to a millisecond, and
+    ONNX Runtime takes time that grows with their square."""
+    for count, what in ((stored_nodes(model), "nodes"), (len(model.graph.initializer), "stored tensors")):
+        if count > MOST_NODES:
+            raise ModelError(
+                f"the model has {count:,} {what}, more than is tried here ({MOST_NODES:,}); "
+                "export what repeats as a Loop, or the model in parts"
+            )
 
 
 def _check_calls(graph: Graph) -> None:

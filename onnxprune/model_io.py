@@ -21,15 +21,17 @@ https://github.com/onnx/onnx/blob/main/docs/ExternalData.md
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 from onnx.external_data_helper import uses_external_data
 
 from onnxprune.errors import ModelError, UsageError
@@ -300,10 +302,21 @@ def _write(proto: ModelProto, staged: Path, source: LoadedModel | None) -> list[
     if lost is not None:
         raise ModelError(f"tensor {lost!r} is in another file; say of which loaded model (source)")
     if moved:
+        files = DataFiles(folder or staged.parent)
+        _check_space(moved, files, staged.parent)
         untouched = source is not None and len(source.data_files) == 1 and proto == source.proto
-        write_data(moved, _data_path(staged), DataFiles(folder or staged.parent), in_place=untouched)
+        write_data(moved, _data_path(staged), files, in_place=untouched)
     _write_message(outline, staged)
     return [staged, _data_path(staged)] if moved else [staged]
+
+
+def _check_space(moved: Sequence[tuple[TensorProto, TensorProto]], files: DataFiles, folder: Path) -> None:
+    """Better now than after hours of writing. Raises OSError. Tensors may share a range of the source's data."""
+    sources = [source for source, _ in moved]
+    inside = sum(raw_size(tensor) for tensor in sources if not uses_external_data(tensor))
+    ranges = {files.range_of(tensor) for tensor in sources if uses_external_data(tensor)}
+    if inside + sum(held.length for held in ranges) > shutil.disk_usage(folder).free:
+        raise OSError(errno.ENOSPC, "no space left on device")
 
 
 def _write_message(proto: ModelProto, path: Path) -> None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal, get_args
 
 import numpy as np
@@ -26,7 +25,8 @@ from onnxprune.calibration import target_of
 from onnxprune.channels import ChannelMap
 from onnxprune.consistency import assert_consistent
 from onnxprune.errors import UnreachableError, UsageError, VerificationError
-from onnxprune.footprint import check_footprint
+from onnxprune.files.staging import scratch_folder
+from onnxprune.footprint import check_footprint, check_nodes
 from onnxprune.graph import Graph, node_name
 from onnxprune.inputs import Shapes
 from onnxprune.kernel_budget import Budget, Connectivity, Fitted, connectivity, within_budget
@@ -395,7 +395,8 @@ class _Clock:
 
 
 def map_channels(model: ModelProto, options: Options, folder: Path | None) -> ChannelMap:
-    """The channel map of a model, with what the options leave alone."""
+    """The channel map of a model, with what the options leave alone. Raises ModelError for one of too many nodes."""
+    check_nodes(model)
     graph = Graph(laid_out(model), folder)
     return build_map(graph, keep=_matching(graph, options.keep), allow_renorm=options.allow_renorm)
 
@@ -532,9 +533,9 @@ def _verified(
     result: Result, candidate: ModelProto | Path, provider: Provider, shapes: Shapes | None, seed: int
 ) -> Verification:
     check_footprint(result.original.graph, result.original.shapes)
-    with TemporaryDirectory(prefix="onnxprune-") as scratch:
-        reference = _as_runnable(result, result.reference, Path(scratch) / "reference.onnx")
-        tried = _as_runnable(result, candidate, Path(scratch) / "pruned.onnx")
+    with scratch_folder() as scratch:
+        reference = _as_runnable(result, result.reference, scratch / "reference.onnx")
+        tried = _as_runnable(result, candidate, scratch / "pruned.onnx")
         inside = [name for name in squashed_tensors(result.reference) if _is_unchanged(result, name)]
         found = verify(
             reference, tried, provider=provider, shapes=shapes, seed=seed, folder=result.folder, inside=inside

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -584,6 +586,17 @@ def test_full_disk(small_disk: Path, tmp_path_factory: pytest.TempPathFactory, e
         save(model, small_disk / "out.onnx", source=source if external else None)
     assert listing(small_disk) == ["out.onnx"]
     assert (small_disk / "out.onnx").read_bytes() == b"old"
+
+
+def test_a_disk_with_too_little_space_is_found_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = load(external_model(tmp_path, weights_of(1000)))
+    free = sum(file.stat().st_size for file in source.data_files) // 2
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr(model_io, "write_data", lambda *_, **__: pytest.fail("written"))
+    with pytest.raises(ModelError, match="the disk is full"):
+        save(source.proto, tmp_path / "out.onnx", source=source)
 
 
 def test_unwritable_folder(read_only_disk: Path, two_layers: ModelProto) -> None:

@@ -105,6 +105,21 @@ def _(folder: Path) -> ModelProto:
     return _external(folder, "pipe.bin")
 
 
+@_case("external: a terabyte of nothing")
+def _(folder: Path) -> ModelProto:
+    """A file that is all holes, as large as the weight of it."""
+    with (folder / "sparse.bin").open("wb") as file:
+        file.truncate(_HUGE)
+    tensor = TensorProto(name="w", dims=[8, _HUGE // 32], data_type=1, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", "sparse.bin"), ("length", str(_HUGE))):
+        tensor.external_data.add(key=key, value=value)
+    nodes = [_node("Gemm", ["x", "w"], ["a"], transB=1), _node("Relu", ["a"], ["r"]),
+             _node("MatMul", ["r", "v"], ["y"])]  # fmt: skip
+    model = _model(nodes, {"x": [1, _HUGE // 32]}, {"y": None}, v=_weight(8, 4))
+    model.graph.initializer.append(tensor)
+    return model
+
+
 # ---- sizes that lie -------------------------------------------------------------------------------------------------
 
 
@@ -384,51 +399,65 @@ for _ir in (0, 1, 3, 99, -1):
 
 # ---- depth and width ------------------------------------------------------------------------------------------------
 
-_MANY = 2_000
+_MANY = (2_000, 100_000)
+"""Nodes: so many that they are dealt with, and so many that they are not."""
 
 
-@_case("2,000 nodes in a chain")
-def _(_folder: Path) -> ModelProto:
-    nodes = [_node("Relu", [f"t{i}" if i else "a"], [f"t{i + 1}"]) for i in range(_MANY)]
-    return _between(*nodes, _node("Relu", [f"t{_MANY}"], ["z"]))
+def _chain(count: int, op: str, *more: str, **attributes: Any) -> list[NodeProto]:
+    """Nodes one after another, from a to z."""
+    nodes = [_node(op, [f"t{i}" if i else "a", *more], [f"t{i + 1}"], **attributes) for i in range(count)]
+    return [*nodes, _node("Relu", [f"t{count}"], ["z"])]
 
 
-@_case("2,000 nodes in a chain, last first")
-def _(_folder: Path) -> ModelProto:
-    nodes = [_node("Relu", [f"t{i}" if i else "a"], [f"t{i + 1}"]) for i in range(_MANY)]
-    return _between(*nodes[::-1], _node("Relu", [f"t{_MANY}"], ["z"]))
+def _residual(count: int) -> list[NodeProto]:
+    nodes = []
+    for i in range(count // 2):
+        read = f"t{i}" if i else "a"
+        nodes += [_node("Relu", [read], [f"r{i}"]), _node("Add", [read, f"r{i}"], [f"t{i + 1}"])]
+    return [*nodes, _node("Relu", [f"t{count // 2}"], ["z"])]
 
 
-@_case("2,000 nodes side by side")
-def _(_folder: Path) -> ModelProto:
-    nodes = [_node("Relu", ["a"], [f"t{i}"]) for i in range(_MANY)]
-    return _between(*nodes, _node("Sum", [f"t{i}" for i in range(_MANY)], ["z"]))
+def _side_by_side(count: int) -> list[NodeProto]:
+    nodes = [_node("Relu", ["a"], [f"t{i}"]) for i in range(count)]
+    return [*nodes, _node("Sum", [f"t{i}" for i in range(count)], ["z"])]
 
 
-@_case("1,000 matrices in a chain")
-def _(_folder: Path) -> ModelProto:
-    nodes = [_node("MatMul", [f"t{i}" if i else "a", "u"], [f"t{i + 1}"]) for i in range(1_000)]
-    return _between(*nodes, _node("Relu", ["t1000"], ["z"]), u=_weight(8, 8))
+def _sizes(count: int) -> list[NodeProto]:
+    nodes = [_node("Shape", ["a"], ["t0"]), *(_node("Neg", [f"t{i}"], [f"t{i + 1}"]) for i in range(count))]
+    return [*nodes, _node("Reshape", ["a", f"t{count}"], ["z"])]
 
 
-@_case("2,000 sizes computed")
-def _(_folder: Path) -> ModelProto:
-    nodes = [_node("Shape", ["a"], ["t0"]), *(_node("Neg", [f"t{i}"], [f"t{i + 1}"]) for i in range(_MANY))]
-    return _between(*nodes, _node("Reshape", ["a", f"t{_MANY}"], ["z"]))
-
-
-@_case("2,000 stored tensors")
-def _(_folder: Path) -> ModelProto:
-    model = _between(_node("Relu", ["a"], ["z"]))
-    stored = (TensorProto(name=f"s{i}", dims=[1], data_type=1, float_data=[1]) for i in range(_MANY))
+def _small_layers(count: int) -> ModelProto:
+    nodes = [_node("Gemm", [f"t{i}" if i else "a", f"w{i}"], [f"t{i + 1}"]) for i in range(count)]
+    model = _between(*nodes, _node("Relu", [f"t{count}"], ["z"]))
+    numbers = _weight(8, 8).tobytes()
+    stored = (TensorProto(name=f"w{i}", dims=[8, 8], data_type=1, raw_data=numbers) for i in range(count))
     model.graph.initializer.extend(stored)
     return model
 
 
-@_case("2,000 nodes that nobody knows")
-def _(_folder: Path) -> ModelProto:
-    nodes = [_node("Frobnicate", [f"t{i}" if i else "a"], [f"t{i + 1}"], domain="nowhere") for i in range(_MANY)]
-    return _between(*nodes, _node("Relu", [f"t{_MANY}"], ["z"]))
+def _stored(count: int) -> ModelProto:
+    model = _between(_node("Relu", ["a"], ["z"]))
+    stored = (TensorProto(name=f"s{i}", dims=[1], data_type=1, float_data=[1]) for i in range(count))
+    model.graph.initializer.extend(stored)
+    return model
+
+
+_LONG: dict[str, Callable[[int], ModelProto]] = {
+    "nodes in a chain": lambda count: _between(*_chain(count, "Relu")),
+    "sums in a chain": lambda count: _between(*_chain(count, "Add", "u"), u=_weight(8)),
+    "matrices in a chain": lambda count: _between(*_chain(count, "MatMul", "u"), u=_weight(8, 8)),
+    "small layers": _small_layers,
+    "nodes of a deep residual net": lambda count: _between(*_residual(count)),
+    "nodes in a chain, last first": lambda count: _between(*_chain(count, "Relu")[-2::-1], _chain(count, "Relu")[-1]),
+    "nodes side by side": lambda count: _between(*_side_by_side(count)),
+    "sizes computed": lambda count: _between(*_sizes(count)),
+    "stored tensors": _stored,
+    "nodes that nobody knows": lambda count: _between(*_chain(count, "Frobnicate", domain="nowhere")),
+}
+for _name, _long in _LONG.items():
+    for _count in _MANY:
+        BUILDERS[f"{_count:,} {_name}"] = lambda _f, long=_long, count=_count: long(count)  # type: ignore[misc]
 
 
 def _nested(depth: int) -> GraphProto:
@@ -439,7 +468,7 @@ def _nested(depth: int) -> GraphProto:
     return body
 
 
-for _depth in (6, 8):
+for _depth in (6, 10):
     def _deep(_folder: Path, depth: int = _depth) -> ModelProto:
         body = _nested(depth)
         return _between(_node("If", ["yes"], ["z"], then_branch=body, else_branch=body), yes=np.array(True))
@@ -486,9 +515,9 @@ _FUNCTIONS: dict[str, list[FunctionProto]] = {
     "that doubles 40 times": [
         *(_function(f"F{i}", _call(i + 1, "p", "m"), _call(i + 1, "m", "q")) for i in range(40)),
         _function("F40", _node("Relu", ["p"], ["q"]))],
-    "300 calls deep": [
-        *(_function(f"F{i}", _node(f"F{i + 1}", ["p"], ["q"], domain="own")) for i in range(300)),
-        _function("F300", _node("Relu", ["p"], ["q"]))],
+    "1,000 calls deep": [
+        *(_function(f"F{i}", _node(f"F{i + 1}", ["p"], ["q"], domain="own")) for i in range(1000)),
+        _function("F1000", _node("Relu", ["p"], ["q"]))],
     "twice": [_function("F0", _node("Relu", ["p"], ["q"])), _function("F0", _node("Abs", ["p"], ["q"]))],
 }  # fmt: skip
 for _name, _functions in _FUNCTIONS.items():

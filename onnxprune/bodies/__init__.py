@@ -4,7 +4,7 @@ from onnx import ModelProto
 
 from onnxprune.bodies.crossing import Crossing
 from onnxprune.bodies.flatten import flatten
-from onnxprune.bodies.functions import MOST_NODES, inline, is_call, unfolded_nodes
+from onnxprune.bodies.functions import MOST_NODES, inline, is_call, stored_nodes, unfolded_nodes
 from onnxprune.bodies.markers import BEGIN, DOMAINS, END, FORMAL, RESULT, is_marker, loops, number, results_of
 from onnxprune.bodies.restore import restore
 
@@ -25,6 +25,7 @@ __all__ = [
     "number",
     "restore",
     "results_of",
+    "stored_nodes",
     "unfolded_nodes",
 ]
 

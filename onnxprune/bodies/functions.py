@@ -22,10 +22,12 @@ from onnxprune.graph import constant_of, subgraphs
 from onnxprune.measure import count_weights, is_weight
 from onnxprune.messages import without
 
-__all__ = ["MOST_NODES", "inline", "is_call", "unfolded_nodes"]
+__all__ = ["MOST_NODES", "inline", "is_call", "stored_nodes", "unfolded_nodes"]
 
-MOST_NODES = 200_000
-"""Nodes that a model may have once its functions are inlined; beyond that, nobody goes through every call."""
+MOST_NODES = 50_000
+"""Nodes that a model may have, and once its functions are inlined; beyond that, nobody goes through every call.
+
+ONNX Runtime takes minutes to load some models of so many."""
 
 Key = tuple[str, str, str]
 
@@ -48,6 +50,11 @@ def inline(model: ModelProto) -> ModelProto:
 def is_call(model: ModelProto, node: NodeProto) -> bool:
     """Whether a node calls a model-local function."""
     return any(_key(function) == _called(node) for function in model.functions)
+
+
+def stored_nodes(model: ModelProto) -> int:
+    """How many nodes a model's file holds, those of bodies and functions included."""
+    return sum(1 for nodes in (model.graph.node, *(held.node for held in model.functions)) for _ in _all_nodes(nodes))
 
 
 def unfolded_nodes(model: ModelProto) -> int | None:

@@ -7,6 +7,8 @@ Format: https://github.com/onnx/onnx/blob/main/docs/ExternalData.md
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
@@ -16,6 +18,10 @@ from onnxprune.errors import ModelError
 from onnxprune.files.tensor_bytes import raw_size, wrong_length
 
 __all__ = ["DataFiles", "Range"]
+
+_LARGE = 2**30
+_HOLES = 100  # times what is on the disk, from which size on a large file counts as one without content
+
 
 class Range(NamedTuple):
     """Where the bytes of a tensor lie."""
@@ -60,7 +66,7 @@ class DataFiles:
         if location not in self._known:
             file = self._resolved(location, name)
             self._check_readable(location, file, name)
-            self.sizes[file] = file.stat().st_size
+            self.sizes[file] = self._size(location, file, name)
             self._known[location] = file
         return self._known[location]
 
@@ -79,6 +85,16 @@ class DataFiles:
         if not file.is_file():
             raise ModelError(f"{says} but there is no such file; fetch it and put it beside the model")
         return file
+
+    def _size(self, location: str, file: Path, name: str) -> int:
+        """Bytes of a file. A few bytes on the disk can claim terabytes of zeros, which nobody could go through."""
+        size = file.stat().st_size
+        if size > _LARGE and _stored(file, size // _HOLES) < size // _HOLES:
+            raise ModelError(
+                f"tensor {name!r} keeps its data in {location!r}, a file of {size / 1e9:,.1f} GB of which next to "
+                "nothing is on the disk (it is sparse); fetch it again"
+            )
+        return size
 
     def _check_readable(self, location: str, file: Path, name: str) -> None:
         """ONNX itself reads the numbers later, and refuses links of any kind; better now than then."""
@@ -99,3 +115,19 @@ class DataFiles:
     def _is_link(self, location: str) -> bool:
         status = (self.folder / location).lstat()
         return (self.folder / location).is_symlink() or status.st_nlink > 1
+
+
+def _stored(file: Path, enough: int) -> int:
+    """How many bytes of a file are no holes, counted until they are enough; all, where the system does not say."""
+    if not hasattr(os, "SEEK_DATA"):
+        return enough
+    found = end = 0
+    with file.open("rb") as opened:
+        while found < enough:
+            try:
+                begin = os.lseek(opened.fileno(), end, os.SEEK_DATA)
+                end = os.lseek(opened.fileno(), begin, os.SEEK_HOLE)
+            except OSError as error:
+                return found if error.errno == errno.ENXIO else enough  # no more data; not supported
+            found += end - begin
+    return found
