@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -460,8 +461,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str], interruptions: list[int]) -> int:
     try:
-        # Weights that are not finite, or nearly so, are no news for stderr.
-        with np.errstate(all="ignore"), _cli.make_context("onnxprune", arguments) as context:
+        # Numbers that are not finite, or nearly so, or of odd types, are no news for stderr.
+        with (
+            np.errstate(all="ignore"),
+            warnings.catch_warnings(action="ignore"),
+            _cli.make_context("onnxprune", arguments) as context,
+        ):
             _cli.invoke(context)
         return 0
     except click.exceptions.Exit as done:

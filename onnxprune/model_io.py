@@ -35,10 +35,10 @@ from onnx import ModelProto, TensorProto
 from onnx.external_data_helper import uses_external_data
 
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.files.arity import check_arity
 from onnxprune.files.data_file import write_data
 from onnxprune.files.external_data import DataFiles
 from onnxprune.files.node_order import arrange, out_of_order
+from onnxprune.files.node_schema import check_nodes
 from onnxprune.files.outline import outline_of, places_of
 from onnxprune.files.staging import commit, flush, reporting, staging_folder
 from onnxprune.files.tensor_bytes import check_tensor, raw_size, tensors
@@ -210,7 +210,7 @@ def _check_model(proto: ModelProto) -> None:
         raise ModelError("the graph has no outputs, so nothing in it matters")
     if proto.ir_version >= 3 and not proto.opset_import:
         raise ModelError("no operator set is named (opset_import); the model may be cut short")
-    check_arity(proto)
+    check_nodes(proto)
 
 
 # ---- save

@@ -33,9 +33,9 @@ def _node(op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: 
     return helper.make_node(op, inputs, outputs, **attributes)
 
 
-def _model(nodes: Sequence[NodeProto], inputs: dict[str, Sequence[int]], outputs: dict[str, Sequence[int] | None],
+def _model(nodes: Sequence[NodeProto], inputs: dict[str, Sequence[int | str]], outputs: dict[str, Sequence[int] | None],
            functions: Sequence[FunctionProto] = (), **stored: Any) -> ModelProto:  # fmt: skip
-    def value(name: str, shape: Sequence[int] | None) -> Any:
+    def value(name: str, shape: Sequence[int | str] | None) -> Any:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
     graph = helper.make_graph(
@@ -366,6 +366,34 @@ def _(_folder: Path) -> bytes:
 @_case("two lines in the name of an operator")
 def _(_folder: Path) -> ModelProto:
     return _between(_node("Re\nlu", ["a"], ["z"]))
+
+
+@_case("Shape of two")
+def _(_folder: Path) -> ModelProto:
+    return _between(_node("Shape", ["a", "a"], ["s"]), _node("Reshape", ["a", "s"], ["z"]))
+
+
+@_case("Conv: weight for other channels")
+def _(_folder: Path) -> ModelProto:
+    nodes = [_node("Conv", ["x", "w"], ["a"]), _node("Concat", ["a"], ["b"], axis=1), _node("Conv", ["b", "v"], ["y"])]
+    return _model(nodes, {"x": [1, 4, 8, 8]}, {"y": None}, w=_weight(1, 4, 1, 1), v=_weight(4, 26, 3, 3))
+
+
+@_case("Conv: weight of rank 1")
+def _(_folder: Path) -> ModelProto:
+    return _model([_node("Conv", ["x", "w"], ["y"])], {"x": ["N", "C", 8, 8]}, {"y": None}, w=_weight(8))
+
+
+@_case("MatMul of a scalar")
+def _(_folder: Path) -> ModelProto:
+    return _model([_node("MatMul", ["x", "w"], ["y"])], {"x": []}, {"y": None}, w=_weight(8, 8))
+
+
+@_case("size that is not UTF-8")
+def _(_folder: Path) -> bytes:
+    model = _two_layers()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    return bytes(model.SerializeToString()).replace(b"batch", b"b\x80tch")
 
 
 @_case("Transpose of nothing")

@@ -223,7 +223,8 @@ def _keep_axes(node: NodeProto, results: Sequence[NodeProto]) -> None:
     first = states(node)
     places = [place - first for result in results if (place := number(result, "place")) >= first]
     for held in node.attribute:
-        if node.op_type == "Scan" and held.name in ("scan_output_axes", "scan_output_directions"):
+        named = node.op_type == "Scan" and held.name in ("scan_output_axes", "scan_output_directions")
+        if named and len(held.ints) > max(places, default=-1):
             held.ints[:] = [held.ints[place] for place in places]
 
 

@@ -44,6 +44,8 @@ def conv(ctx: NodeContext, slots: Slots = FLOAT, *, channels_last: bool = False)
     x = (x[0], x[-1], *x[1:-1]) if channels_last else x
     _freeze_spatial(ctx, x, w)
     count, shape = ctx.integer("group", 1), ctx.shape(slots.weight)
+    if ctx.shape(slots.data)[-1 if channels_last else 1] != shape[1] * count:
+        raise Opaque("its weight reads another number of channels than there are")
     if count == 1:
         inputs, outputs = ctx.unify(x[1], w[1]), w[0]
         macs: tuple[float, list[tuple[Ids | None, int]]] = (1.0, [(w[0], shape[0]), (w[1], shape[1])])
@@ -69,6 +71,8 @@ def conv_transpose(ctx: NodeContext) -> list[Axes]:
     count = ctx.integer("group", 1)
     inputs = ctx.unify(x[1], w[0])
     size_in, size_out = ctx.shape(1)[0], ctx.shape(1)[1]
+    if ctx.shape(0)[1] != size_in:
+        raise Opaque("its weight reads another number of channels than there are")
     if count == 1 or w[0] is None or w[1] is None:
         outputs = w[1] if count == 1 else None
         macs: tuple[float, list[tuple[Ids | None, int]]] = (1.0, [(w[0], size_in), (w[1], size_out)])

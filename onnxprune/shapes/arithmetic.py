@@ -35,7 +35,7 @@ def evaluate(
         return []
     if node.op_type in ("Shape", "Size"):
         arguments = [None if shape is None else np.array(shape, np.int64)]
-    if any(value is None and name for value, name in zip(arguments, node.input, strict=True)):
+    if any(value is None and name for value, name in zip(arguments, node.input, strict=False)):
         return []
     known = [value for value in arguments if value is not None]
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -48,10 +49,12 @@ def hints_of(model: onnx.ModelProto) -> Hints:
     hints = Hints({}, {}, {})
     for node, name, place, constant in _meetings(model):
         if node.op_type in _WIDTHS and place == 0:
-            axis, size = _WIDTHS[node.op_type](node, constant.dims)
-            hints.sizes[name, axis] = size
+            with contextlib.suppress(IndexError):  # a weight of another rank
+                axis, size = _WIDTHS[node.op_type](node, constant.dims)
+                hints.sizes[name, axis] = size
         elif node.op_type == "Gather" and place == 1:
-            hints.rows[name] = constant.dims[_attribute(node, "axis", 0)]
+            with contextlib.suppress(IndexError):
+                hints.rows[name] = constant.dims[_attribute(node, "axis", 0)]
         elif node.op_type == "OneHot" and place == 0:
             hints.rows[name] = max(_whole_numbers(constant), default=2)
         elif node.op_type in _COMPARISONS:

@@ -126,7 +126,7 @@ def _spelled_out(spec: InputSpec, hints: Hints) -> InputSpec:
     """Every dimension a size or a symbol: sizes that weights ask for, kinds for missing names."""
     if spec.shape is None:
         return spec
-    rank = len(spec.shape)
+    rank = max(len(spec.shape), 1)
     asked = {axis % rank: size for (name, axis), size in hints.sizes.items() if name == spec.name}
     shape = [size if isinstance(size, int) else asked.get(axis, size) for axis, size in enumerate(spec.shape)]
     symbols = [
