@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,15 +152,20 @@ def _places(channel_map: ChannelMap, c: Contraction, way: Sequence[Edge]) -> NDA
     """The flat index in the stored constant of every kernel element, [out, in per group, elements]."""
     graph = channel_map.graph
     dims = tuple(graph.constants[graph.nodes[way[-1][0]].input[way[-1][1]]].dims)
-    places = np.arange(np.prod(dims, dtype=np.int64)).reshape(dims)
+    return _by_slice(channel_map, c, way, np.arange(np.prod(dims, dtype=np.int64)).reshape(dims))
+
+
+def _by_slice(channel_map: ChannelMap, c: Contraction, way: Sequence[Edge], stored: NDArray[Any]) -> NDArray[Any]:
+    """What is laid out as the stored constant, as kernels [out, in per group, elements]; a view where that can be."""
+    graph = channel_map.graph
     for index, _ in reversed(way[1:]):
         node = graph.nodes[index]
         if node.op_type == "Transpose":
             order = attribute(node, "perm")
-            places = places.transpose(order if isinstance(order, list) else None)
+            stored = stored.transpose(order if isinstance(order, list) else None)
         elif node.op_type in _RESHAPING:
-            places = places.reshape(channel_map.shapes.of[node.output[0]])
-    found = laid_out(places, graph.nodes[c.node].op_type, c)
+            stored = stored.reshape(channel_map.shapes.of[node.output[0]])
+    found = laid_out(stored, graph.nodes[c.node].op_type, c)
     return found.reshape(*found.shape[:2], -1)
 
 
@@ -176,6 +182,13 @@ def cut_kernels(kernels: Kernels, mask: EdgeMask) -> ChannelMap:
 
 def _without(channel_map: ChannelMap, held: StoredKernels, gone: BoolArray) -> TensorProto:
     values = np.array(channel_map.graph.values(held.name))
-    places = _places(channel_map, held.contractions[0], held.way)[gone].ravel()
-    values.reshape(-1)[places] = zeros(channel_map, held.way[-1], values.shape).reshape(-1)[places]
+    nothing = zeros(channel_map, held.way[-1], values.shape)
+    first = held.contractions[0]
+    slices = _by_slice(channel_map, first, held.way, values)
+    if np.may_share_memory(slices, values):
+        zero = _by_slice(channel_map, first, held.way, nothing)
+        np.copyto(slices, zero, where=gone[:, :, None], casting="unsafe")  # a zero of whatever type
+    else:
+        places = _places(channel_map, first, held.way)[gone].ravel()
+        values.reshape(-1)[places] = nothing.reshape(-1)[places]
     return with_numbers(channel_map.graph.constants[held.name], values)

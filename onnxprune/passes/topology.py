@@ -57,6 +57,7 @@ class Connected:
         self.first = dict(zip(self.nodes, self.starts.tolist(), strict=True))
         self.flat = np.concatenate([np.zeros(0), *best])
         self.price = np.concatenate([np.zeros(0, np.int64), *prices])
+        self._alike = bool(np.all(self.price == 1))
         there = np.flatnonzero(self.flat > -np.inf)
         self.order = there[descending(self.flat[there])]
 
@@ -82,7 +83,7 @@ class Connected:
         return found & chosen
 
     def cost(self, chosen: BoolArray) -> int:
-        return int(self.price[chosen].sum())
+        return int(np.count_nonzero(chosen) if self._alike else self.price[chosen].sum())
 
     # ---- 1: the skeleton
 
