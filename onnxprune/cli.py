@@ -169,7 +169,7 @@ def _same(a: Path, b: Path) -> bool:
     "--align",
     metavar="auto|N|none",
     help="Steps that kept channel counts fall on; auto (default with --sparsity): the block of the target's "
-    "kernels; none: any. Lossless mode, by default, leaves dead channels only where it would be slower without them.",
+    "kernels; none: any. Lossless mode, by default, leaves dead channels only where it would be slower than before.",
 )
 @_renorm
 @click.option(

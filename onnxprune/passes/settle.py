@@ -20,6 +20,7 @@ __all__ = ["Choice", "Settlement"]
 
 _FAIR = 0.1  # of a node's cost; less may be nothing, as costs are rough
 _FAIR_RUN = 0.01  # of a whole run
+_MOST = 1_000_000  # nodes looked at to polish a choice
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,11 @@ class Settlement:
         self._see_laid()
         runs, nodes = Runs(self.target, self.overlay.shape, self._open), self.graph.nodes
         best = runs.microseconds(self.nodes(), self.graph.outputs)
-        for choice in [*choices, *(Choice(index, nodes[index]) for index in sorted(self.replaced))]:
+        tries = [*choices, *(Choice(index, nodes[index]) for index in sorted(self.replaced))]
+        for choice in tries[: _MOST // max(len(self._order), 1)]:
             before = self.choice(choice.index)
+            if choice.node is before.node or not self.is_alive(choice.index):
+                continue
             self._swap(choice)
             time = runs.microseconds(self.nodes(), self.graph.outputs)
             if time < best or (time == best and choice.node is nodes[choice.index]):
@@ -89,17 +93,9 @@ class Settlement:
 
     def nodes(self) -> list[NodeProto]:
         """All nodes that are read: those of the graph in their order, each followed by those laid over it."""
-        laid: dict[int, list[NodeProto]] = {}
-        for made in self.overlay.made:
-            if self.is_alive(made):
-                laid.setdefault(made.place, []).append(made.node)
-        result = list(laid.get(-1, ()))
-        for index in range(len(self.graph.nodes)):
-            if self.is_alive(index):
-                result.append(self.node(index))
-            if index in laid:
-                result += laid[index]
-        return result
+        read, unread = self.readers.get, self._unread
+        alive = (maker for maker, names in self._order if any(map(read, names)) or maker in unread)
+        return [self.choice(maker).node if isinstance(maker, int) else maker.node for maker in alive]
 
     def is_alive(self, maker: int | Made) -> bool:
         """Whether anybody reads what a node makes (a node of the graph by its index)."""
@@ -132,7 +128,15 @@ class Settlement:
         for made in self.overlay.made[self._laid :]:
             self._maker |= dict.fromkeys(made.node.output, made)
         self._laid = len(self.overlay.made)
+        self._order = self._in_order()
         self._open |= {name for name, source in self.overlay.sources.items() if source in self.graph.overridable}
+
+    def _in_order(self) -> list[tuple[int | Made, tuple[str, ...]]]:
+        """Nodes in the order they are written in, those of the graph by their index, and what each makes."""
+        laid = sorted(self.overlay.made, key=lambda made: made.place)
+        found: list[tuple[int, int | Made]] = [(made.place, made) for made in laid]
+        found = sorted([*enumerate(range(len(self.graph.nodes))), *found], key=lambda pair: pair[0])
+        return [(maker, tuple(self.node(maker).output)) for _, maker in found]
 
     def _is_better_without(self, choice: Choice, before: Choice) -> bool:
         """Take a choice back unless it saves a fair share of what the node cost before."""
