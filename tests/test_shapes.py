@@ -10,8 +10,8 @@ from onnxprune.graph import Graph
 from onnxprune.shapes import Shapes, contradictions, infer_shapes
 
 
-def graph_of(text: str, **weights: tuple[int, ...]) -> Graph:
-    model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 11]> {text}')
+def graph_of(text: str, opset: int = 11, **weights: tuple[int, ...]) -> Graph:
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> {text}')
     for name, shape in weights.items():
         model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
     return Graph(model)
@@ -63,3 +63,9 @@ def test_a_split_of_a_shape_is_followed() -> None:
         { s = Shape(x) n, rest = Split<split=[1, 3]>(s) m = ReduceProd<keepdims=1>(rest) t = Concat<axis=0>(n, m)
           y = Reshape(x, t) }""")
     assert infer_shapes(graph).of["y"] == (2, 3 * 224 * 224)
+
+
+def test_a_fourier_transform_is_one_sided_by_default() -> None:
+    graph = graph_of("""g (float[2, 1600, 1] x) => (float[2, 8, A, 2] y)
+        { s = Constant<value = int64 {160}>() l = Constant<value = int64 {400}>() y = STFT(x, s, , l) }""", opset=17)
+    assert infer_shapes(graph).of["y"] == (2, 8, 201, 2)  # as ONNX Runtime has it

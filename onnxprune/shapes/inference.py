@@ -203,7 +203,7 @@ def _light_copy(graph: Graph, sizes: Mapping[str, Sequence[int]], open_sizes: Se
     for node in source.graph.node:
         held = constant_of(node)
         if held is None:
-            light.graph.node.append(node)
+            light.graph.node.append(_spelled_out(node))
         else:
             _add_constant(light.graph, held, node.output[0])
     for tensor in source.graph.initializer:
@@ -211,6 +211,16 @@ def _light_copy(graph: Graph, sizes: Mapping[str, Sequence[int]], open_sizes: Se
     light.graph.sparse_initializer.extend(source.graph.sparse_initializer)
     light.graph.output.extend(ValueInfoProto(name=name) for name in graph.outputs)
     return light
+
+
+def _spelled_out(node: NodeProto) -> NodeProto:
+    """An STFT is one-sided by default, which ONNX's inference does not know."""
+    if node.op_type != "STFT" or attribute(node, "onesided") is not None:
+        return node
+    result = NodeProto()
+    result.CopyFrom(node)
+    result.attribute.append(onnx.helper.make_attribute("onesided", 1))
+    return result
 
 
 def _with_dims(value: ValueInfoProto, dims: Sequence[int] | None, open_sizes: Sequence[int]) -> ValueInfoProto:
@@ -312,7 +322,7 @@ def _infer_node(graph: Graph, node: NodeProto, result: Shapes) -> None:
         kinds = {n: onnx.helper.make_tensor_type_proto(result.types[n], result.of[n]) for n in known}
         data = {n: onnx.numpy_helper.from_array(np.asarray(result.values[n])) for n in known if n in result.values}
         found = onnx.shape_inference.infer_node_outputs(
-            schema, node, kinds, data, opset_imports=list(graph.model.opset_import)
+            schema, _spelled_out(node), kinds, data, opset_imports=list(graph.model.opset_import)
         )
     except onnx.defs.SchemaError:  # ONNX Runtime is asked next, else the op stays opaque
         return
