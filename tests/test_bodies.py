@@ -417,10 +417,10 @@ def test_many_small_bodies_take_seconds_not_minutes() -> None:
         for i in range(800)
     )
     model = hidden(f"z0 = Identity(a) {chain} z = Identity(z800)")
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert restore(flatten(model)) == model
     assert len(map_of(model).free) == 8
-    assert time.perf_counter() - begin < 20
+    assert time.process_time() - begin < 20
 
 
 def test_a_plan_made_once_does_the_same_again() -> None:
@@ -487,10 +487,10 @@ def test_bodies_as_deep_as_protobuf_reads_them() -> None:
 def test_a_body_with_many_nodes_takes_seconds_not_minutes() -> None:
     chain = " ".join(f"r{i + 1} = Relu(r{i})" for i in range(10_000))
     model = hidden(branches(f"r0 = Neg(a) {chain} p = Neg(r10000)", "q = Neg(a)"))
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert restore(flatten(model)) == model
     assert len(map_of(model).free) == 8
-    assert time.perf_counter() - begin < 20
+    assert time.process_time() - begin < 20
 
 
 @pytest.mark.parametrize("source", [IF_CAPTURES, LOOP_STATE, SCAN], ids=["If", "Loop", "Scan"])

@@ -127,7 +127,7 @@ def test_functions_that_would_explode_are_left_alone_at_once() -> None:
     levels = [f"f{i} (x) => (y) {{ a = local.f{i + 1}(x) y = local.f{i + 1}(a) }}" for i in range(40)]
     model = calling("a = MatMul(x, w) b = local.f0(a) y = MatMul(b, v)", *levels, "f40 (x) => (y) { y = Relu(x) }",
                     w=_W, v=_V)  # fmt: skip
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert laid_out(model) is model
     assert not len(build_map(Graph(model)).free)
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
