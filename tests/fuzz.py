@@ -2,8 +2,8 @@
 
 Every seed is a model of its own, and goes through two checks: pruned equals masked reference for a random choice of
 channels, and one of the others in turn. At the end there is a table of how many graphs each generator and each check
-saw, how many of them really lost something, how many said nothing (the model does not run, or its numbers leave the
-range of their type), and the seeds that failed. ``--first`` is the first seed: 0 to 4000 are what the test suite looks
+saw, how many of them really lost something, how many said nothing (the model does not run, or declares another shape
+than it makes, or its numbers leave the range of their type), and the seeds that failed. ``--first`` is the first seed: 0 to 4000 are what the test suite looks
 at, so a long run takes others. Exit code 1 if anything failed; ``--first SEED --graphs 1`` looks at one graph again.
 """
 
@@ -171,13 +171,22 @@ def _look(tally: Tally, key: tuple[str, str], seed: int, make: Generator, check:
     try:
         tally.smaller[key] += check(model, seed)
     except Exception as error:
-        if "is not finite" in str(error) or not runs(model, feeds(model, seed)):
+        if "is not finite" in str(error) or not _is_valid(model) or not runs(model, feeds(model, seed)):
             tally.undefined[key] += 1
         else:
             tally.failed.append((seed, *key))
             report(f"seed {seed}, {' '.join(key)}:\n{traceback.format_exc(limit=-3)}")
     finally:
         signal.alarm(0)
+
+
+def _is_valid(model: ModelProto) -> bool:
+    """Whether a random model declares what it makes."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception:  # its own exception types
+        return False
+    return True
 
 
 def _hangs(_: int, __: FrameType | None) -> None:
