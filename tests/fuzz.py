@@ -3,8 +3,9 @@
 Every seed is a model of its own, and goes through two checks: pruned equals masked reference for a random choice of
 channels, and one of the others in turn. At the end there is a table of how many graphs each generator and each check
 saw, how many of them really lost something, how many said nothing (the model does not run, or declares another shape
-than it makes, or its numbers leave the range of their type), and the seeds that failed. ``--first`` is the first seed: 0 to 4000 are what the test suite looks
-at, so a long run takes others. Exit code 1 if anything failed; ``--first SEED --graphs 1`` looks at one graph again.
+than it makes, or its numbers leave the range of their type), and the seeds that failed. ``--first`` is the first seed:
+0 to 4000 are what the test suite looks at, so a long run takes others. Exit code 1 if anything failed;
+``--first SEED --graphs 1`` looks at one graph again.
 """
 
 from __future__ import annotations
