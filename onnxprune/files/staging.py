@@ -57,16 +57,23 @@ def _passing_folder(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Signals that ask for an end are not heard: whoever cleans up after the first is not stopped by the second."""
+    """Signals that ask for an end wait until this is done: whoever cleans up after the first is not stopped by the
+    second, and a first one is not lost."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals go to the main thread
         return
-    old = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard: list[int] = []
+    old = {
+        number: signal.signal(number, lambda number, _: heard.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
         for number, handler in old.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
+        for waiting in dict.fromkeys(heard):
+            signal.raise_signal(waiting)
 
 
 def flush(file: BinaryIO) -> None:
