@@ -136,6 +136,15 @@ LOOP_WEIGHTS_READ = hidden(
     "z = MatMul(e, f)",
     u=(8, 8),
 )  # fmt: skip
+LOOP_NORM = model_of(
+    "(float[1,5,8] x) => (float[1,5,2] y) { a = MatMul(x, w) n = Constant <value = int64 {2}> () "
+    "f, g, h, l = Loop(n, , a, s0, b0) <body = b (int64 i, bool c, float[1,5,5] t, float[5] s, float[5] b) => "
+    "(bool c2, float[1,5,5] t2, float[5] s2, float[5] b2, float[1,5,5] o) { c2 = Identity(c) "
+    "m = InstanceNormalization <epsilon = 0.1> (t, s, b) t2 = Elu(m) s2 = Identity(s) b2 = Identity(b) o = Neg(m) }> "
+    "z = Slice(x, k0, k2, k3) q = MatMul(z, v) r = ReduceMean <axes = [0], keepdims = 0> (l) y = Add(q, q) }",
+    13, w=(8, 5), v=(2, 2), s0=np.ones(5, np.float32), b0=np.zeros(5, np.float32), k0=np.array([0]), k2=np.array([2]),
+    k3=np.array([2]),
+)  # fmt: skip
 SCAN_WEIGHTS = model_of(
     "(float[5,2,6] x) => (float[5,2,4] y) { a = MatMul(x, w) h0, f, l = Scan <num_scan_inputs = 1, "
     "body = b (float[2,8] s, float[8,8] uu, float[2,8] e) => (float[2,8] t, float[8,8] uo, float[2,8] o) { "
@@ -283,6 +292,13 @@ def test_a_scan_keeps_the_axes_of_the_outputs_that_are_left() -> None:
     assert largest_error(expected, outputs(pruned, feeds(model))) < 1e-6
     scan = next(node for node in pruned.graph.node if node.op_type == "Scan")
     assert [list(held.ints) for held in scan.attribute if held.ints] == [[1], [1], [0]]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_states_that_never_change_keep_the_width_of_what_they_begin_as(seed: int) -> None:
+    for model in (LOOP_NORM, LOOP_WEIGHTS, LOOP_WEIGHTS_READ, SCAN_WEIGHTS):
+        assert restore(flatten(model)) == model
+        assert_exact(model, (0.3, 0.6, 1.0)[seed % 3], [seed])
 
 
 # ---- names, plans, files --------------------------------------------------------------------------------------------

@@ -65,12 +65,14 @@ def is_laid_out(node: NodeProto, opset: int) -> bool:
 class _Scope:
     """A graph being laid out: its remaining nodes, the flat names of what it defines, and how it ends.
 
-    ``unchanging``: states that no iteration changes → flat name of their initial value.
+    ``unchanging``: states that no iteration changes → flat name of their initial value; ``handed_on``: what the body
+    makes of them, copy by copy, to give them back.
     """
 
     nodes: Iterator[NodeProto]
     names: dict[str, str]
     unchanging: dict[str, str] = field(default_factory=dict)
+    handed_on: set[str] = field(default_factory=set)
     ending: list[NodeProto] = field(default_factory=list)
 
 
@@ -135,6 +137,10 @@ class _Flattener:
 
     def _rename(self, node: NodeProto) -> None:
         """Give a node, and the bodies it keeps, the flat names."""
+        if not self.scopes[-1].handed_on.isdisjoint(node.output):
+            node.input[:] = [self._name(name) for name in node.input]
+            node.output[:] = [self._name(name) for name in node.output]
+            return
         if all(self._value(name) == name for name in (*node.input, *node.output, *_captured(node))):
             return
         node.input[:] = [self._value(name) for name in node.input]
@@ -157,7 +163,7 @@ class _Flattener:
         bodies = list(subgraphs(node))
         scopes = [_Scope(iter(body.node), self._defined_in(body)) for body in bodies]
         if states(node):
-            scopes[0].unchanging = self._unchanging(node, bodies[0])
+            self._find_unchanging(node, bodies[0], scopes[0])
         begins = [self._begin(node, owner, i, body, scopes[i]) for i, body in enumerate(bodies)]
         formals = [self._formals(node, owner, i, body, scopes[i]) for i, body in enumerate(bodies)]
         for i, scope in enumerate(scopes):
@@ -168,23 +174,25 @@ class _Flattener:
         self.flat.graph.node.extend([begins[0], *formals[0]])
         self.scopes += reversed(scopes)
 
-    def _unchanging(self, node: NodeProto, body: GraphProto) -> dict[str, str]:
-        """State → flat name of its initial value, where the body gives it back as it is (weights of a cell, say).
+    def _find_unchanging(self, node: NodeProto, body: GraphProto, scope: _Scope) -> None:
+        """Find the states that the body gives back as they are (weights of a cell, say).
 
-        In the flat graph the nodes of the body read the initial value; not where they do so already.
+        In the flat graph the nodes of the body read the initial value, but for those that only hand the state on; not
+        where they read it already.
         """
         first = 2 if node.op_type == "Loop" else 0
         copies = {n.output[0]: n.input[0] for n in body.node if n.op_type == "Identity" and n.domain in _STANDARD}
         captured = set(_all_names(body))
-        found: dict[str, str] = {}
         for place in range(first, first + states(node)):
             state, initial = body.input[place].name, node.input[place]
-            made = body.output[place - (first - 1 if first else 0)].name
-            while made in copies:
-                made = copies.pop(made)
-            if made == state and initial not in captured and self._name(initial) not in found.values():
-                found[state] = self._name(initial)
-        return found
+            made, chain = body.output[place - (first - 1 if first else 0)].name, set[str]()
+            while made in copies and made not in chain:
+                chain.add(made)
+                made = copies[made]
+            value = self._name(initial)
+            if made == state and initial not in captured and value not in scope.unchanging.values():
+                scope.unchanging[state] = value
+                scope.handed_on |= chain
 
     def _made(self, body: GraphProto, scope: _Scope) -> list[str]:
         return [scope.names.get(value.name) or self._name(value.name) for value in body.output]
