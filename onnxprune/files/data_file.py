@@ -5,7 +5,10 @@ Format: https://github.com/onnx/onnx/blob/main/docs/ExternalData.md
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -65,17 +68,22 @@ def _write_numbers(tensor: TensorProto, held: Range | None, data: BinaryIO) -> N
 
 
 def _copy_range(held: Range, data: BinaryIO) -> None:
-    left = held.length
+    data.flush()
     with held.file.open("rb", buffering=0) as file:
-        file.seek(held.offset)
-        while left:
-            block = file.read(min(left, _BLOCK))
-            if not block:
-                raise ModelError(
-                    f"'{held.file}' was cut short while it was read; leave it as it is meanwhile"
-                )
-            data.write(block)
-            left -= len(block)
+        at, end = held.offset, held.offset + held.length
+        while at < end:
+            count = _copy_block(file, at, min(end - at, _BLOCK), data)
+            if not count:
+                raise ModelError(f"'{held.file}' was cut short while it was read; leave it as it is meanwhile")
+            at += count
+
+
+def _copy_block(file: FileIO, offset: int, size: int, data: BinaryIO) -> int:
+    """Copy at most ``size`` bytes, inside the kernel where it can do that; how many there were."""
+    if sys.platform == "linux":
+        return os.sendfile(data.fileno(), file.fileno(), offset, size)
+    file.seek(offset)
+    return data.write(file.read(size))
 
 
 def _refer(source: TensorProto, target: TensorProto, place: Mapping[str, object]) -> None:
