@@ -11,6 +11,7 @@ from exactness import model_of
 from onnxprune.graph import Graph
 from onnxprune.shapes import infer_shapes
 from onnxprune.shapes.contrib import contrib_shapes
+from onnxprune.shapes.stand_ins import stand_in_shape
 
 MHA = "com.microsoft.MultiHeadAttention<num_heads=2>"
 BODIES = {
@@ -78,3 +79,11 @@ def test_shapes_of_fused_contractions_are_those_of_the_runtime(body: str) -> Non
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     shape = tuple(int(size) for size in sizes.split(","))
     assert infer_shapes(Graph(model)).of["y"] == session.run(None, {"x": np.zeros(shape, np.float32)})[0].shape
+
+
+def test_an_attribute_without_numbers_is_no_fault() -> None:
+    node = onnx.helper.make_node("FusedConv", ["x", "w"], ["y"], domain="com.microsoft", kernel_shape=[1, 1])
+    shapes = {"x": (2, 3, 8, 8), "w": (4, 3, 1, 1)}
+    assert stand_in_shape(node, shapes) == (2, 4, 8, 8)
+    del node.attribute[0].ints[:]
+    assert stand_in_shape(node, shapes) in (None, (2, 4, 8, 8))

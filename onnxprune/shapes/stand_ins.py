@@ -49,7 +49,8 @@ def stand_in_shape(node: NodeProto, shapes: Mapping[str, Sequence[int]]) -> tupl
     if any(name not in shapes for name in names):
         return None
     schema = onnx.defs.get_schema(op, _OPSET)
-    stand_in = onnx.helper.make_node(op, names, ["y"], **{n: v for n, v in given.items() if n in schema.attributes})
+    stand_in = onnx.helper.make_node(op, names, ["y"])
+    stand_in.attribute.extend(held for held in node.attribute if held.name in schema.attributes)
     kinds = {name: onnx.helper.make_tensor_type_proto(_type(op, k), shapes[name]) for k, name in enumerate(names)}
     try:
         found = onnx.shape_inference.infer_node_outputs(
