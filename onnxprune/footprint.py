@@ -17,7 +17,7 @@ from onnxprune.files.tensor_bytes import raw_size
 from onnxprune.graph import Graph, node_name
 from onnxprune.shapes import Shapes
 
-__all__ = ["check_footprint", "check_nodes"]
+__all__ = ["check_footprint", "check_number_of_nodes"]
 
 _SHARE = 2  # of the machine's memory, the part one tensor may take
 _UNKNOWN = 16 * 2**30  # bytes of memory where the system does not say
@@ -44,7 +44,7 @@ def check_footprint(graph: Graph, shapes: Shapes) -> None:
             fixed.update(node.output)
 
 
-def check_nodes(model: ModelProto) -> None:
+def check_number_of_nodes(model: ModelProto) -> None:
     """Raises ModelError for a model of very many nodes or stored tensors: every one takes up to a millisecond, and
     ONNX Runtime takes time that grows with their square."""
     for count, what in ((stored_nodes(model), "nodes"), (len(model.graph.initializer), "stored tensors")):

@@ -26,7 +26,7 @@ from onnxprune.channels import ChannelMap
 from onnxprune.consistency import assert_consistent
 from onnxprune.errors import UnreachableError, UsageError, VerificationError
 from onnxprune.files.staging import scratch_folder
-from onnxprune.footprint import check_footprint, check_nodes
+from onnxprune.footprint import check_footprint, check_number_of_nodes
 from onnxprune.graph import Graph, node_name
 from onnxprune.inputs import Shapes
 from onnxprune.kernel_budget import Budget, Connectivity, Fitted, connectivity, within_budget
@@ -396,7 +396,7 @@ class _Clock:
 
 def map_channels(model: ModelProto, options: Options, folder: Path | None) -> ChannelMap:
     """The channel map of a model, with what the options leave alone. Raises ModelError for one of too many nodes."""
-    check_nodes(model)
+    check_number_of_nodes(model)
     graph = Graph(laid_out(model), folder)
     return build_map(graph, keep=_matching(graph, options.keep), allow_renorm=options.allow_renorm)
 
