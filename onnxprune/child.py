@@ -22,12 +22,13 @@ CAN_FORK: Final = sys.platform == "linux"
 T = TypeVar("T")
 
 
-def in_child(function: Callable[[], T], doing: str) -> T:
+def in_child(function: Callable[[], T], doing: str, remedy: str) -> T:
     """What a function returns or raises, computed in a fork of this process.
 
     Args:
         function: any; what it returns is sent back, so it should be small, and something that can be pickled.
         doing: what it does, for the message: "verifying".
+        remedy: what came of it and what the user may do, for the message.
 
     Raises:
         ModelError: the child did not come back: native code crashed, or it was killed, for want of memory perhaps.
@@ -43,7 +44,7 @@ def in_child(function: Callable[[], T], doing: str) -> T:
         done, found = receiver.recv()
     except EOFError:
         child.join()
-        raise ModelError(_obituary(child.exitcode, doing)) from None
+        raise ModelError(_obituary(child.exitcode, doing, remedy)) from None
     finally:
         child.kill()  # an interruption, or nothing left to do
         child.join()
@@ -76,10 +77,7 @@ def _answer(function: Callable[[], T], sender: Connection) -> None:
     sender.send(answer)
 
 
-def _obituary(code: int | None, doing: str) -> str:
+def _obituary(code: int | None, doing: str, remedy: str) -> str:
     name = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
     cause = "was killed, for want of memory perhaps" if name == "SIGKILL" else "crashed"
-    return (
-        f"ONNX Runtime {cause} while {doing} ({name}); nothing was written; --no-verify does not run the model, "
-        "--shape and --provider run it in another way"
-    )
+    return f"ONNX Runtime {cause} while {doing} ({name}); {remedy}"

@@ -261,7 +261,8 @@ def _written(
         if not no_verify:
             progress("verifying on ONNX Runtime")
             found[0] = replace(result, verification=_unharmed(
-                lambda: result.verified(staged, provider=provider, shapes=shapes, seed=seed).verification, provider
+                lambda: result.verified(staged, provider=provider, shapes=shapes, seed=seed).verification, provider,
+                f"nothing was written; --no-verify does not run the model, {_OTHERWISE}",
             ))
             progress("timing")
             timed = benchmark(
@@ -295,10 +296,14 @@ def _written(
     return found[0], found[1]
 
 
-def _unharmed(verifying: Callable[[], _T], provider: Provider) -> _T:
-    """Run models where a crash of ONNX Runtime does no harm, if that can be done: not on a GPU."""
+_OTHERWISE = "--shape and --provider run it in another way"
+
+
+def _unharmed(verifying: Callable[[], _T], provider: Provider, remedy: str) -> _T:
+    """Run models where a crash of ONNX Runtime does no harm, if that can be done: not on a GPU. ``remedy``: see
+    `in_child`."""
     if CAN_FORK and resolve_provider(provider) == resolve_provider("cpu"):
-        return in_child(verifying, "verifying")
+        return in_child(verifying, "verifying", remedy)
     return verifying()
 
 
@@ -405,7 +410,7 @@ def _verify(a: Path, b: Path, given: tuple[Path, ...], as_json: bool, verbose: i
     """Have A and B the same interface and the same outputs? Exit 1 if not."""
     names = [value.name for value in load_structure(a).graph.input]
     inputs: list[Inputs] = [load_inputs(path, names) for path in given]
-    found = _unharmed(lambda: verify(a, b, inputs=inputs or None, **options), options["provider"])
+    found = _unharmed(lambda: verify(a, b, inputs=inputs or None, **options), options["provider"], _OTHERWISE)
     with _saying():
         click.echo(json.dumps({"onnxprune_verification": 1, **found.to_json()}, indent=1) if as_json else str(found))
     if not found.ok:

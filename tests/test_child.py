@@ -29,12 +29,12 @@ def refused() -> int:
 
 def test_what_a_function_returns_comes_back() -> None:
     here = os.getpid()
-    assert in_child(lambda: (os.getpid() != here, np.arange(3).tolist()), "counting") == (True, [0, 1, 2])
+    assert in_child(lambda: (os.getpid() != here, np.arange(3).tolist()), "counting", "again") == (True, [0, 1, 2])
 
 
 def test_what_it_raises_is_raised() -> None:
     with pytest.raises(VerificationError, match=r"^they differ$"):
-        in_child(refused, "comparing")
+        in_child(refused, "comparing", "look")
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_what_it_raises_is_raised() -> None:
 )
 def test_a_crash_is_an_error_in_words(number: signal.Signals, said: str) -> None:
     with pytest.raises(ModelError, match=said):
-        in_child(lambda: killed(number), "verifying")
+        in_child(lambda: killed(number), "verifying", "nothing was written; --no-verify does not")
 
 
 def test_a_model_that_the_runtime_crashes_on_ends_in_words(tmp_path: Path) -> None:
