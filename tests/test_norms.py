@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import product
 from typing import Any
 
@@ -113,6 +114,40 @@ def test_looking_at_part_of_a_grid_finds_what_all_of_it_has(kernel: tuple[int, .
     axes, rows = tuple(range(len(kernel))), w.reshape(-1, *kernel).astype(np.float64)
     exact = [np.abs(np.fft.fftn(row, (points,) * len(kernel), axes)).max() for row in rows]
     np.testing.assert_allclose(operator_norms(w, None, points).ravel(), exact, rtol=2e-6)
+
+
+@pytest.mark.parametrize(("kernel", "strides"), KERNELS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_compiled_search_finds_the_same(
+    kernel: tuple[int, ...], strides: tuple[int, ...], dtype: type[np.floating[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w = random(7, 43, *kernel).astype(dtype)
+    w[1] = 0
+    expected = operator_norms(w, list(strides))
+    monkeypatch.setattr("onnxprune.passes.spectra._COMPILED_FROM", 0)
+    monkeypatch.setattr("onnxprune.passes.spectra._coefficients", None)  # of the other search
+    found = operator_norms(w, list(strides))
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, expected, rtol=2e-6 if dtype is np.float32 else 1e-13)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_the_compiled_search_does_not_hide_what_is_no_number(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    w = np.ones((2, 3, 3, 3), np.float32)
+    w[0, 1, 2, 2] = value
+    monkeypatch.setattr("onnxprune.passes.spectra._COMPILED_FROM", 0)
+    found = operator_norms(w)
+    assert not np.isfinite(found[0, 1])
+    assert np.all(np.isfinite(np.delete(found.ravel(), 1)))
+
+
+def test_without_numba_norms_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = random(4, 5, 3, 3)
+    expected = operator_norms(w)
+    monkeypatch.setattr("onnxprune.passes.spectra._COMPILED_FROM", 0)
+    monkeypatch.setitem(sys.modules, "onnxprune.passes.compiled_spectra", None)
+    assert np.array_equal(operator_norms(w), expected)
 
 
 def test_a_single_element_has_its_magnitude() -> None:

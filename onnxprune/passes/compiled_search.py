@@ -10,28 +10,18 @@ Python's own loop would take too long for this, and numpy has nothing to do at o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.passes.chain_stages import BlockStage, Chain, Floats, Stage, Stages
 from onnxprune.passes.channel_graph import Vertices
+from onnxprune.passes.compiled import compiled
 
 __all__ = ["CompiledSearch"]
 
 _SCANS = 4  # a stage's best source is looked up anew after that many times its size was looked through
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled at its first call; kept on disk where there is a place to write to."""
-    try:
-        found: Callable[..., Any] = numba.njit(cache=True)(function)
-    except RuntimeError:  # neither beside this file nor in the user's cache
-        found = numba.njit(function)
-    return found
 
 
 class _State(NamedTuple):
@@ -125,7 +115,7 @@ def _state(found: Stages) -> _State:
                   np.full(2 * leaves, -np.inf), np.zeros(size, np.int64))  # fmt: skip
 
 
-@_compiled
+@compiled()
 def _evaluate(s: _State, node: int) -> None:
     """A node's distance from the bounds of its sources. Later edges have smaller weights: stop where none can win."""
     stage = s.stage[node]
@@ -148,7 +138,7 @@ def _evaluate(s: _State, node: int) -> None:
         s.reach[stage] = reach
 
 
-@_compiled
+@compiled()
 def _make_exact(s: _State, node: int, number: int) -> None:
     """Lower a node's bound to its distance, given what left before this path."""
     top = 0
@@ -174,7 +164,7 @@ def _make_exact(s: _State, node: int, number: int) -> None:
                 _evaluate(s, node)
 
 
-@_compiled
+@compiled()
 def _begin(s: _State) -> None:
     leaves = s.tree.size // 2
     for node in range(1, s.first.size):
@@ -184,7 +174,7 @@ def _begin(s: _State) -> None:
         s.tree[i] = max(s.tree[2 * i], s.tree[2 * i + 1])
 
 
-@_compiled
+@compiled()
 def _best_end(s: _State, number: int) -> int:
     """The end of the best path, of equal ones the first; 0 where no product is above 1."""
     leaves = s.tree.size // 2
@@ -203,7 +193,7 @@ def _best_end(s: _State, number: int) -> int:
     return 0
 
 
-@_compiled
+@compiled()
 def _take(s: _State, number: int, nodes: Vertices, places: Vertices) -> tuple[int, float]:
     """Take the edges of the best path out, from its end to its start; their number (0: no path) and the path's value.
 

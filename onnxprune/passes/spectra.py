@@ -18,7 +18,7 @@ M·(1 − ε). Cells whose corners are all further below what is known already a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import ceil, pi, prod, sqrt
@@ -27,7 +27,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["default_points", "interpolation_loss", "largest_energy"]
+__all__ = ["Lags", "default_points", "interpolation_loss", "largest_energy"]
 
 FloatArray = NDArray[np.floating]
 Lag: TypeAlias = tuple[int, ...]
@@ -40,6 +40,7 @@ _CELLS = 1 << 17  # energies computed at once, in the cache
 _TOGETHER = 1 << 16  # kernels that are refined together
 _CANDIDATES = 1 << 25  # entries of a table of candidates: bounds the memory
 _COARSE = 16  # points per degree and axis of the grid that is refined, at least
+_COMPILED_FROM = 1 << 27  # energies; numba takes seconds to compile once, and part of one to load
 _ROUNDING = 1e-5  # relative; more than float32 makes of an energy
 
 
@@ -65,6 +66,10 @@ def largest_energy(phases: Sequence[FloatArray], points: Sequence[int]) -> Float
     """
     extents = tuple(max(part.shape[1 + axis] for part in phases) for axis in range(len(points)))
     search = _Search.of(extents, points, phases[0].dtype)
+    if len(phases[0]) * len(search.coarse) >= _COMPILED_FROM and not len(search.around):
+        compiled = _compiled()
+        if compiled is not None:
+            return compiled(phases, points)
     result = np.empty(len(phases[0]), phases[0].dtype)
     for start in range(0, len(result), search.together):
         own = slice(start, start + search.together)
@@ -72,18 +77,27 @@ def largest_energy(phases: Sequence[FloatArray], points: Sequence[int]) -> Float
     return result
 
 
+def _compiled() -> Callable[[Sequence[FloatArray], Sequence[int]], FloatArray] | None:
+    """The same for millions of kernels, if numba works here; the energies differ by rounding."""
+    try:
+        from onnxprune.passes.compiled_spectra import largest_energy
+    except (ImportError, OSError):  # not installed, not for this numpy; its library cannot be loaded
+        return None
+    return largest_energy
+
+
 # ---- the series ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Lags:
+class Lags:
     """Lags of the even and of the odd part of the series: a ≥ 0 along the first axis, one of each pair ±e of the rest."""
 
     even: tuple[Lag, ...]
     odd: tuple[Lag, ...]
 
     @classmethod
-    def of(cls, extents: Sequence[int]) -> _Lags:
+    def of(cls, extents: Sequence[int]) -> Lags:
         first, *rest = extents
         beside = [e for e in product(*(range(1 - k, k) for k in rest)) if e >= (0,) * len(rest)]
         even = tuple((a, *e) for a in range(first) for e in beside)
@@ -98,7 +112,7 @@ class _Series:
     odd: FloatArray
 
     @classmethod
-    def at(cls, places: NDArray[np.int64], points: Sequence[int], lags: _Lags, dtype: np.dtype[np.floating]) -> _Series:
+    def at(cls, places: NDArray[np.int64], points: Sequence[int], lags: Lags, dtype: np.dtype[np.floating]) -> _Series:
         """``places``: of the frequencies on a grid of ``points`` per axis, [frequencies, axes]."""
         roots = [np.exp(2j * pi * np.arange(n) / n) for n in points]
 
@@ -123,7 +137,7 @@ class _Series:
         return result
 
 
-def _coefficients(phases: Sequence[FloatArray], lags: _Lags) -> FloatArray:
+def _coefficients(phases: Sequence[FloatArray], lags: Lags) -> FloatArray:
     """Even and then odd coefficients of the sum of the phases' energies, [lags, kernels]."""
     count, dtype = len(phases[0]), phases[0].dtype
     result = np.zeros((len(lags.even) + len(lags.odd), count), dtype)
@@ -163,7 +177,7 @@ class _Search:
     ``loss``: ε of that coarse grid. ``around``: the grid points inside the cells around one, relative to it.
     """
 
-    lags: _Lags
+    lags: Lags
     points: tuple[int, ...]
     coarse: NDArray[np.int64]
     around: NDArray[np.int64]
@@ -176,7 +190,7 @@ class _Search:
         ends = [n // 2 + step if axis < 2 else n for axis, (n, step) in enumerate(zip(points, steps, strict=True))]
         coarse = _mesh([range(0, end, step) for end, step in zip(ends, steps, strict=True)])
         around = _mesh([range(1 - step, step) for step in steps])
-        lags = _Lags.of(extents)
+        lags = Lags.of(extents)
         apart = [n / step for n, step in zip(points, steps, strict=True)]
         return cls(lags, tuple(points), coarse, around[np.any(around, axis=1)], interpolation_loss(extents, apart),
                    _Series.at(coarse, points, lags, dtype))  # fmt: skip
