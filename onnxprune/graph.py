@@ -16,11 +16,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx.external_data_helper import uses_external_data
 
 from onnxprune.errors import ModelError
+from onnxprune.files.external_data import DataFiles
 
-__all__ = ["Edge", "Graph", "attribute", "captured_by", "constant_of", "is_named", "node_name", "subgraphs",
-           "tensor_values"]  # fmt: skip
+__all__ = ["Edge", "Graph", "attribute", "captured_by", "constant_of", "is_named", "node_name", "subgraphs"]
 
 Edge = tuple[int, int]
 """A use of a tensor: (index of the node, index of its input)."""
@@ -81,20 +82,6 @@ def constant_of(node: NodeProto) -> TensorProto | None:
     dims = [] if held.name in ("value_float", "value_int") else [len(value)]
     flat = [value] if not dims else list(value)
     return onnx.helper.make_tensor(node.output[0], _FIELDS[held.name], dims, flat)
-
-
-def tensor_values(tensor: TensorProto, folder: Path | None) -> NDArray[np.generic]:
-    """The numbers of a tensor; a read-only view where they lie in the model's bytes.
-
-    External data is read from ``folder`` by ONNX, which refuses paths that leave it.
-
-    Raises: ModelError where the numbers are missing or do not fit the declared shape.
-    """
-    try:
-        return np.asarray(numpy_helper.to_array(tensor, str(folder) if folder else ""))
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"constant '{tensor.name}' cannot be read: {lines[0]}") from error
 
 
 def node_name(node: NodeProto) -> str:
@@ -174,8 +161,23 @@ class Graph:
         return frozenset(name for node in self.nodes for name in captured_by(node))
 
     def values(self, name: str) -> NDArray[np.generic]:
-        """The numbers of a stored constant. Raises KeyError for other tensors."""
-        return tensor_values(self.constants[name], self.folder)
+        """The numbers of a stored constant; a read-only view where they lie in the model's bytes or its data files.
+
+        Raises: KeyError for other tensors; ModelError where the numbers are missing or do not fit the declared shape.
+        """
+        tensor = self.constants[name]
+        try:
+            found = self._files.mapped(tensor) if self._files and uses_external_data(tensor) else None
+            if found is None:  # ONNX refuses paths that leave the folder
+                found = np.asarray(numpy_helper.to_array(tensor, str(self.folder) if self.folder else ""))
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise ModelError(f"constant '{tensor.name}' cannot be read: {lines[0]}") from error
+        return found
+
+    @cached_property
+    def _files(self) -> DataFiles | None:
+        return DataFiles(self.folder) if self.folder else None
 
     def least(self, name: str) -> float:
         """The smallest number of a stored constant; NaN where it has none, or one that cannot be compared."""

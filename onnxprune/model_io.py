@@ -41,7 +41,8 @@ from onnxprune.files.node_order import arrange, out_of_order
 from onnxprune.files.node_schema import check_nodes
 from onnxprune.files.outline import outline_of, places_of
 from onnxprune.files.staging import commit, flush, reporting, staging_folder
-from onnxprune.files.tensor_bytes import check_tensor, raw_size, tensors
+from onnxprune.files.tensor_bytes import check_tensor, raw_size
+from onnxprune.files.tensor_walk import tensors
 from onnxprune.files.wire_format import fields, raw_lengths
 
 __all__ = ["LoadedModel", "check_writable", "checked", "default_output", "load", "loaded", "save"]

@@ -1,6 +1,7 @@
 """Where the weights in the files beside a model lie, believed only as far as it has been checked.
 
-Every range lies inside its file, and every file inside the model's folder. Nothing is read here.
+Every range lies inside its file, and every file inside the model's folder. Nothing is copied into memory here: weights
+are views of the file, of which the system holds as much as it has room for.
 
 Format: https://github.com/onnx/onnx/blob/main/docs/ExternalData.md
 """
@@ -9,10 +10,14 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
+from math import prod
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
-from onnx import TensorProto, numpy_helper
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError
 from onnxprune.files.tensor_bytes import raw_size, wrong_length
@@ -61,6 +66,20 @@ class DataFiles:
         if length != raw_size(tensor):
             raise wrong_length(tensor, where, raw_size(tensor))
         return Range(file, offset, length)
+
+    def mapped(self, tensor: TensorProto) -> NDArray[np.generic] | None:
+        """A tensor's numbers as they are in the file, a read-only view of it; None where they cannot be used so.
+
+        Small integers that share a byte have to be unpacked, numbers that cross the processor's words to be moved;
+        and a system may not replace a file that is mapped.
+        Raises: ModelError as ``range_of`` does; OSError and ValueError where the file is gone or cut short.
+        """
+        file, offset, length = self.range_of(tensor)
+        dtype, dims = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)), tuple(tensor.dims)
+        fits = length and length == prod(dims) * dtype.itemsize and offset % dtype.itemsize == 0
+        if not fits or sys.byteorder != "little" or os.name != "posix":
+            return None
+        return np.asarray(np.memmap(file, dtype, "r", offset, dims))
 
     def _file(self, location: str, name: str) -> Path:
         if location not in self._known:

@@ -1,22 +1,20 @@
-"""The tensors of a model and the bytes they take: does what a tensor holds fit its shape and type?
+"""The bytes that a tensor takes: does what it holds fit its shape and type?
 
 The checks compare lengths, they never touch a weight.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple
 
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, TensorProto
+from onnx import TensorProto
 from onnx.external_data_helper import uses_external_data
 
 from onnxprune.errors import ModelError
-from onnxprune.graph import subgraphs
 
-__all__ = ["check_tensor", "raw_size", "tensors", "wrong_length"]
+__all__ = ["check_tensor", "raw_size", "wrong_length"]
+
 
 class _Layout(NamedTuple):
     """How numbers of a type are stored: bits in raw data, or in which field and how many bits an entry."""
@@ -47,32 +45,6 @@ _LAYOUTS = {
 """https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, TensorProto."""
 
 _LAYOUT_OF = {number: _LAYOUTS[name] for name, number in TensorProto.DataType.items() if name in _LAYOUTS}
-
-
-def tensors(model: ModelProto) -> Iterator[TensorProto]:
-    """Every tensor of a model; those of the main graph's initializers first, in order."""
-    pending: deque[GraphProto | FunctionProto] = deque([model.graph, *model.functions])
-    pending.extend(graph for info in model.training_info for graph in (info.initialization, info.algorithm))
-    while pending:
-        scope = pending.popleft()
-        if isinstance(scope, GraphProto):
-            yield from scope.initializer
-            for sparse in scope.sparse_initializer:
-                yield from (sparse.values, sparse.indices)
-        for node in scope.node:
-            for held in node.attribute:
-                yield from _attribute_tensors(held)
-            pending.extend(subgraphs(node))
-
-
-def _attribute_tensors(held: AttributeProto) -> Iterator[TensorProto]:
-    if held.type == AttributeProto.TENSOR:
-        yield held.t
-    elif held.type == AttributeProto.TENSORS:
-        yield from held.tensors
-    elif held.type in (AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS):
-        for sparse in (held.sparse_tensor, *held.sparse_tensors):
-            yield from (part for part in (sparse.values, sparse.indices) if part.data_type)
 
 
 def raw_size(tensor: TensorProto) -> int:
