@@ -76,8 +76,8 @@ def _varint(value: int) -> bytes:
 
 def with_numbers(tensor: TensorProto, values: NDArray[np.generic]) -> TensorProto:
     """The tensor with other numbers, stored in it."""
-    result = select(tensor, _SAID)
-    result.MergeFrom(numpy_helper.from_array(np.asarray(values)))
+    result = numpy_helper.from_array(np.asarray(values))
+    result.MergeFrom(select(tensor, _SAID))
     return result
 
 

@@ -24,7 +24,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
@@ -34,6 +34,7 @@ from google.protobuf.message import DecodeError, EncodeError  # type: ignore[imp
 from onnx import ModelProto, TensorProto
 from onnx.external_data_helper import uses_external_data
 
+from onnxprune.deferred import Pending
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.files.data_file import write_data
 from onnxprune.files.external_data import DataFiles
@@ -223,6 +224,7 @@ def save(
     *,
     source: LoadedModel | None,
     check: Callable[[Path], None] | None = None,
+    pending: Mapping[str, Pending] | None = None,
 ) -> list[Path]:
     """Write a model, whole or not at all; ``proto`` is left as it is.
 
@@ -237,6 +239,7 @@ def save(
         source: the model this one was made from (None: it has no external data).
         check: called with the staged model, in its final form and under its final name but in another folder.
             What it raises is passed on, and nothing is saved.
+        pending: initializer → its numbers, of those that are computed as they are written (``onnxprune.deferred``).
 
     Returns: the files written, OUT first.
 
@@ -245,11 +248,11 @@ def save(
         ModelError: the disk is full, OUT cannot be written, or the source's data went away.
     """
     out = Path(out)
-    with contextlib.ExitStack() as stack:
+    with reporting(out):
+        _check_place(out, source)
+    with staging_folder(out) as staging:
         with reporting(out):
-            _check_place(out, source)
-            staging = stack.enter_context(staging_folder(out))
-            staged = _write(proto, staging / out.name, source)
+            staged = _write(proto, staging / out.name, source, pending or {})
         if check is not None:
             check(staged[0])
         with reporting(out):
@@ -264,8 +267,8 @@ def check_writable(out: str | Path, source: LoadedModel | None = None) -> None:
     out = Path(out)
     with reporting(out):
         _check_place(out, source)
-        with staging_folder(out) as staging:
-            _try_names(staging / out.name)
+    with staging_folder(out) as staging, reporting(out):
+        _try_names(staging / out.name)
 
 
 def _try_names(staged: Path) -> None:
@@ -291,7 +294,9 @@ def _check_place(out: Path, source: LoadedModel | None) -> None:
                 raise UsageError(f"'{file}' holds weights of {whose}; choose another name for '{out}'")
 
 
-def _write(proto: ModelProto, staged: Path, source: LoadedModel | None) -> list[Path]:
+def _write(
+    proto: ModelProto, staged: Path, source: LoadedModel | None, pending: Mapping[str, Pending]
+) -> list[Path]:
     """The model at ``staged``, its data beside it. What the source has inside stays there, if it has data outside."""
     folder = source.folder if source else None
     inside = folder is None and not any(map(uses_external_data, tensors(proto)))
@@ -304,19 +309,22 @@ def _write(proto: ModelProto, staged: Path, source: LoadedModel | None) -> list[
         raise ModelError(f"tensor {lost!r} is in another file; say of which loaded model (source)")
     if moved:
         files = DataFiles(folder or staged.parent)
-        _check_space(moved, files, staged.parent)
+        _check_space(moved, files, staged.parent, pending)
         untouched = source is not None and len(source.data_files) == 1 and proto == source.proto
-        write_data(moved, _data_path(staged), files, in_place=untouched)
+        write_data(moved, _data_path(staged), files, pending=pending, in_place=untouched)
     _write_message(outline, staged)
     return [staged, _data_path(staged)] if moved else [staged]
 
 
-def _check_space(moved: Sequence[tuple[TensorProto, TensorProto]], files: DataFiles, folder: Path) -> None:
+def _check_space(
+    moved: Sequence[tuple[TensorProto, TensorProto]], files: DataFiles, folder: Path, pending: Mapping[str, Pending]
+) -> None:
     """Better now than after hours of writing. Raises OSError. Tensors may share a range of the source's data."""
     sources = [source for source, _ in moved]
-    inside = sum(raw_size(tensor) for tensor in sources if not uses_external_data(tensor))
-    ranges = {files.range_of(tensor) for tensor in sources if uses_external_data(tensor)}
-    if inside + sum(held.length for held in ranges) > shutil.disk_usage(folder).free:
+    new = {tensor.name for tensor in sources if not uses_external_data(tensor) or tensor.name in pending}
+    made = sum(raw_size(tensor) for tensor in sources if tensor.name in new)
+    ranges = {files.range_of(tensor) for tensor in sources if tensor.name not in new}
+    if made + sum(held.length for held in ranges) > shutil.disk_usage(folder).free:
         raise OSError(errno.ENOSPC, "no space left on device")
 
 

@@ -24,6 +24,7 @@ from onnxprune.bodies import laid_out, restore
 from onnxprune.calibration import target_of
 from onnxprune.channels import ChannelMap
 from onnxprune.consistency import assert_consistent
+from onnxprune.deferred import Deferred
 from onnxprune.errors import UnreachableError, UsageError, VerificationError
 from onnxprune.files.staging import scratch_folder
 from onnxprune.footprint import check_footprint, check_number_of_nodes
@@ -43,7 +44,7 @@ from onnxprune.passes.kernel_scores import KERNEL_METHODS
 from onnxprune.passes.kernel_slices import Kernels, cut_kernels, kernels_of
 from onnxprune.passes.masked import masked_reference
 from onnxprune.passes.narrow import Narrowed, Restructure, can_narrow, narrow
-from onnxprune.passes.rewrite import rewrite
+from onnxprune.passes.rewrite import rewrite, rewrite_deferred
 from onnxprune.passes.scores import METHODS
 from onnxprune.passes.select import reachable, reachable_each, round_up, select
 from onnxprune.plan import KernelCut, Plan, keep_of, kernel_cuts, mask_of, plan_of
@@ -130,9 +131,9 @@ class Sizes:
 class Result:
     """What ``prune`` made.
 
-    ``model``: the pruned model. ``plan``: what left. ``before``/``after``: its sizes. ``layers``: width before and
-    after, layer by layer. ``census``: what is frozen, by cause. ``renormalised``: normalisations computed over fewer
-    channels.
+    ``made``: the pruned model, of which large weights may not be cut out yet. ``plan``: what left.
+    ``before``/``after``: its sizes. ``layers``: width before and after, layer by layer. ``census``: what is frozen, by
+    cause. ``renormalised``: normalisations computed over fewer channels.
     ``connected``: at kernel granularity, how much of the choice was connected; ``cut``: the original without it.
     ``narrowed``: output of a layer → how many channels it reads, where that are fewer than there are.
     ``blocks``: output of a layer → of how many smaller ones it consists now.
@@ -140,7 +141,7 @@ class Result:
     ``unpruned``: the model as it came. ``final``: the channel map of the pruned model, where layers were narrowed.
     """
 
-    model: ModelProto
+    made: Deferred = field(repr=False)
     plan: Plan
     before: Sizes
     after: Sizes
@@ -165,6 +166,11 @@ class Result:
         """Where the external data of the original lies."""
         return self.original.graph.folder
 
+    @property
+    def model(self) -> ModelProto:
+        """The pruned model, whole and in memory."""
+        return self.made.model
+
     @cached_property
     def masked(self) -> ModelProto:
         """The masked reference: the original with the planned weights set to zero."""
@@ -179,7 +185,7 @@ class Result:
 
     def save(self, out: str | Path, check: Callable[[Path], None] | None = None) -> list[Path]:
         """Write the pruned model, whole or not at all; see ``onnxprune.model_io.save``."""
-        return save(self.model, out, source=self.source, check=check)
+        return save(self.made.outline, out, source=self.source, check=check, pending=self.made.pending)
 
     def verified(
         self,
@@ -197,7 +203,7 @@ class Result:
 
         Raises: VerificationError where they do not agree; ModelError where the reference does not run.
         """
-        found = _verified(self, self.model if candidate is None else candidate, provider, shapes, seed)
+        found = _verified(self, self.made if candidate is None else candidate, provider, shapes, seed)
         return replace(self, verification=found)
 
 
@@ -278,15 +284,15 @@ def prune(
     chosen, plan = _choose(channel_map, dead, signal_blocks(nonzero), options, plan, original, clock)
     with clock("rewriting"):
         same = bool(np.all(chosen)) and channel_map is original
-        pruned = _copied(proto) if same else rewrite(channel_map, chosen)
+        made = Deferred(_copied(proto)) if same else rewrite_deferred(channel_map, chosen)
     with clock("narrowing"):
-        narrowed, final = _narrowed(pruned, channel_map, chosen, nonzero, options, original)
-    after = _sizes_kept(channel_map, chosen, pruned) if final is None else sizes(final)
+        narrowed, final = _narrowed(made, channel_map, chosen, nonzero, options, original)
+    after = _sizes_kept(channel_map, chosen, made.outline) if final is None else sizes(final)
     result = Result(
-        model=narrowed.model,
+        made=Deferred(narrowed.model) if narrowed.changed else made,
         plan=replace(plan, kernels=cuts),
         before=sizes(original) if whole is original else _kernel_sizes(original),
-        after=after if whole is original else _kernel_sizes(final or _mapped(narrowed.model, folder)),
+        after=after if whole is original else _kernel_sizes(final or _mapped(made.model, folder)),
         layers=layers(channel_map, chosen, narrowed.consumers),
         census=census(original),
         renormalised=tuple(name for name, ids in channel_map.renormalised if not np.all(chosen[ids])),
@@ -303,7 +309,7 @@ def prune(
         final=final,
     )
     with clock("checking sizes"):
-        assert_consistent(result.model, proto, folder)
+        assert_consistent(result.made.outline, proto, folder)
     if not check:
         return result
     with clock("verifying on ONNX Runtime"):
@@ -359,7 +365,7 @@ def _chosen_kernels(kernels: Kernels, options: Options) -> Fitted:
         channel_map, dead, nonzero = _folded(cut_kernels(kernels, mask), options, None)
         keep = _aligned(kernels.channel_map, dead.keep, options)
         pruned = rewrite(channel_map, keep)
-        narrowed, final = _narrowed(pruned, channel_map, keep, nonzero, options, kernels.channel_map)
+        narrowed, final = _narrowed(Deferred(pruned), channel_map, keep, nonzero, options, kernels.channel_map)
         after = sizes(final or _mapped(narrowed.model, kernels.channel_map.graph.folder))
         return float(getattr(after, options.measure))
 
@@ -491,7 +497,7 @@ def _beyond(channel_map: ChannelMap, options: Options, most: float) -> str:
 
 
 def _narrowed(
-    pruned: ModelProto,
+    made: Deferred,
     channel_map: ChannelMap,
     keep: BoolArray,
     nonzero: Mapping[int, BoolArray],
@@ -500,8 +506,8 @@ def _narrowed(
 ) -> tuple[Narrowed, ChannelMap | None]:
     """The pruned model with layers that read only what they use, and its channel map; None where it stays as it is."""
     if options.restructure == "never" or not can_narrow(channel_map, nonzero, keep):
-        return Narrowed(pruned), None
-    before = build_map(Graph(pruned, original.graph.folder))
+        return Narrowed(made.outline), None
+    before = build_map(Graph(made.model, original.graph.folder))
     pinned = _matching(original.graph, options.keep)
     found = narrow(before, nonzero_slices(before), options.restructure, pinned, target_of(options.provider))
     return found, build_map(Graph(laid_out(found.model), original.graph.folder)) if found.changed else None
@@ -530,7 +536,7 @@ def reach(channel_map: ChannelMap) -> dict[Measure, float]:
 
 
 def _verified(
-    result: Result, candidate: ModelProto | Path, provider: Provider, shapes: Shapes | None, seed: int
+    result: Result, candidate: Deferred | ModelProto | Path, provider: Provider, shapes: Shapes | None, seed: int
 ) -> Verification:
     check_footprint(result.original.graph, result.original.shapes)
     with scratch_folder() as scratch:
@@ -569,14 +575,15 @@ def _remedy(found: Verification) -> str:
     return "please report the model, or leave its layers alone with --keep"
 
 
-def _as_runnable(result: Result, model: ModelProto | Path, place: Path) -> ModelProto | Path:
+def _as_runnable(result: Result, model: Deferred | ModelProto | Path, place: Path) -> ModelProto | Path:
     """A model that ONNX Runtime can open: beyond what fits a message, from a file."""
     if isinstance(model, Path):
         return model
-    held = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    made = model if isinstance(model, Deferred) else Deferred(model)
+    held = sum(len(tensor.raw_data) for tensor in made.outline.graph.initializer)
     if held < _IN_MEMORY and result.folder is None:
-        return model
-    save(model, place, source=result.source)
+        return made.model
+    save(made.outline, place, source=result.source, pending=made.pending)
     return place
 
 

@@ -27,6 +27,7 @@ from exactness import assert_exact, assert_same_outputs
 from generate_bodies import model_with_bodies
 from generate_quantised import random_quantised_model
 from onnx import ModelProto
+from outside import assert_same_outside
 from random_models import random_model, unusual_model
 from test_kernel_granularity import assert_exact_without
 from test_narrow import check_narrowed
@@ -103,6 +104,15 @@ def pipeline(model: ModelProto, seed: int) -> bool:
     return result.after.weights < result.before.weights
 
 
+def outside(model: ModelProto, seed: int) -> bool:
+    """With its weights in a file beside it, a model loses the same; whether some are cut only as they are written."""
+    options = _options(random.Random(seed))
+    try:
+        return assert_same_outside(model, **options) > 0
+    except UnreachableError as refusal:
+        return assert_same_outside(model, **{**options, "sparsity": refusal.reachable * 0.999}) > 0
+
+
 def _options(draw: random.Random) -> dict[str, Any]:
     kernel = draw.random() < 0.5
     methods = ["lean", "lean-anchored", "topology", "magnitude", "l1", "sv", "random"] if kernel else [
@@ -121,12 +131,12 @@ def _options(draw: random.Random) -> dict[str, Any]:
 # ---- the run --------------------------------------------------------------------------------------------------------
 
 Generator = Callable[[int], ModelProto]
-_ALL: tuple[Check, ...] = (lossless, slices, narrowed, pipeline)
+_ALL: tuple[Check, ...] = (lossless, slices, narrowed, pipeline, outside)
 GENERATORS: dict[str, tuple[Generator, int, tuple[Check, ...]]] = {
     "usual": (random_model, 5, _ALL),
     "unusual": (unusual_model, 5, _ALL),
-    "bodies": (model_with_bodies, 2, (lossless, pipeline)),
-    "quantised": (random_quantised_model, 1, (pipeline,)),
+    "bodies": (model_with_bodies, 2, (lossless, pipeline, outside)),
+    "quantised": (random_quantised_model, 1, (pipeline, outside)),
 }
 """Name → how a model is made of a seed, how many of 13 seeds in a row are its, and its checks beside ``masked``."""
 

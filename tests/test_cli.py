@@ -24,6 +24,7 @@ from witness import feeds, largest_error, outputs, stored_weights
 
 import onnxprune
 from onnxprune import cli, pipeline
+from onnxprune.deferred import Deferred
 from onnxprune.files.staging import staging_folder
 from onnxprune.passes.rewrite import rewrite
 
@@ -311,13 +312,13 @@ def test_a_wrong_result_is_not_written(
 ) -> None:
     """A rewriter that changes a number is found out by the verification."""
 
-    def wrong(channel_map: Any, keep: Any) -> onnx.ModelProto:
+    def wrong(channel_map: Any, keep: Any) -> Deferred:
         made = rewrite(channel_map, keep)
         bias = next(t for t in made.graph.initializer if len(t.dims) == 1)
         bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(1), bias.name))
-        return made
+        return Deferred(made)
 
-    monkeypatch.setattr(pipeline, "rewrite", wrong)
+    monkeypatch.setattr(pipeline, "rewrite_deferred", wrong)
     assert run(*everything) == 1
     assert "does not agree with its reference" in one_line(capsys)
     assert_untouched(out)

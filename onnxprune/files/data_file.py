@@ -12,12 +12,15 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
-from onnx import TensorProto, numpy_helper
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
-from onnxprune.errors import ModelError
+from onnxprune.deferred import Pending
+from onnxprune.errors import ModelError, VerificationError
 from onnxprune.files.external_data import DataFiles, Range
-from onnxprune.files.staging import flush
+from onnxprune.files.staging import flushing
 from onnxprune.files.tensor_bytes import raw_size
 
 __all__ = ["write_data"]
@@ -29,18 +32,24 @@ _BLOCK = 8 * 2**20
 
 
 def write_data(
-    moved: Iterable[tuple[TensorProto, TensorProto]], path: Path, files: DataFiles, *, in_place: bool = False
+    moved: Iterable[tuple[TensorProto, TensorProto]],
+    path: Path,
+    files: DataFiles,
+    *,
+    pending: Mapping[str, Pending],
+    in_place: bool = False,
 ) -> None:
     """Write the numbers of each tensor one after another, and note in its copy where they are.
 
-    Tensors that shared a range of the source's data go on sharing one. ``in_place``: all of them lie in one file of the
-    source, and keep their places.
+    Tensors that shared a range of the source's data go on sharing one. ``pending``: tensor → its numbers, where they
+    are nowhere yet. ``in_place``: all of them lie in one file of the source, and keep their places.
     """
     written: dict[Range, int] = {}
     end = 0
-    with path.open("xb") as data:
+    with path.open("xb") as data, flushing(data) as go_on:
         for source, target in moved:
-            held = files.range_of(source) if uses_external_data(source) else None
+            wanted = pending.get(source.name) if uses_external_data(source) else None
+            held = files.range_of(source) if uses_external_data(source) and wanted is None else None
             size = raw_size(source)
             if held and in_place:
                 end = held.offset
@@ -49,13 +58,16 @@ def write_data(
                 step = 1 if in_place else _PAGE if size >= _LARGE else _LINE
                 offset = -(-end // step) * step
                 data.seek(offset)
-                _write_numbers(source, held, data)
+                if wanted is None:
+                    _write_numbers(source, held, data)
+                else:
+                    _write_blocks(source, wanted(), data)
                 end = offset + size
             if held:
                 written[held] = offset
             place: dict[str, object] = {"location": path.name}
             _refer(source, target, place if in_place else {**place, "offset": offset, "length": size})
-        flush(data)
+            go_on()
 
 
 def _write_numbers(tensor: TensorProto, held: Range | None, data: BinaryIO) -> None:
@@ -65,6 +77,23 @@ def _write_numbers(tensor: TensorProto, held: Range | None, data: BinaryIO) -> N
         data.write(tensor.raw_data)
     else:
         data.write(numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data)
+
+
+def _write_blocks(tensor: TensorProto, blocks: Iterable[NDArray[np.generic]], data: BinaryIO) -> None:
+    """Numbers that are computed as they are written. Raises VerificationError where they are not as declared."""
+    dtype, (length, *rest) = helper.tensor_dtype_to_np_dtype(tensor.data_type), tensor.dims
+    for block in blocks:
+        length -= len(block)
+        if block.dtype != dtype or list(block.shape[1:]) != rest or length < 0:
+            break
+        data.write(numpy_helper.tobytes_little_endian(block))
+    else:
+        if not length:
+            return
+    raise VerificationError(
+        f"the pruned model contradicts itself, nothing was written: constant {tensor.name!r} is not what its shape "
+        f"{list(tensor.dims)} says; please report the model, or leave its layers alone with --keep"
+    )
 
 
 def _copy_range(held: Range, data: BinaryIO) -> None:

@@ -13,13 +13,17 @@ import signal
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
 from onnxprune.errors import ModelError
 
-__all__ = ["commit", "flush", "reporting", "scratch_folder", "staging_folder", "undisturbed"]
+__all__ = ["commit", "flush", "flushing", "reporting", "scratch_folder", "staging_folder", "undisturbed"]
+
+_PART = 64 * 2**20  # bytes that go to the disk at a time, at least
+_SYNC = getattr(os, "fdatasync", os.fsync)
 
 
 @contextlib.contextmanager
@@ -28,31 +32,53 @@ def reporting(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-            reason = "the disk is full; free some space or choose another folder"
-        raise ModelError(f"'{out}' cannot be written: {reason}") from None
+        raise _not_written(out, error) from None
 
 
-def staging_folder(out: Path) -> contextlib.AbstractContextManager[Path]:
-    """A folder on the file system of OUT that is gone afterwards, whatever happens."""
-    return _passing_folder(out.parent / f".onnxprune-{uuid.uuid4().hex[:12]}")
+def _not_written(out: Path, error: OSError) -> ModelError:
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        reason = "the disk is full; free some space or choose another folder"
+    return ModelError(f"'{out}' cannot be written: {reason}")
 
 
-def scratch_folder() -> contextlib.AbstractContextManager[Path]:
-    """A folder for temporary files that is gone afterwards, whatever happens."""
-    return _passing_folder(Path(tempfile.gettempdir()) / f"onnxprune-{uuid.uuid4().hex[:12]}")
+class PassingFolder:
+    """A folder that is gone afterwards, whatever happens; on the way to ``out``.
 
+    To be entered by ``with`` itself: an interruption always finds it inside its block then, never on the way there, as
+    it may in what ``contextlib`` makes. Raises ModelError where it cannot be made.
+    """
 
-@contextlib.contextmanager
-def _passing_folder(folder: Path) -> Iterator[Path]:
-    """The folder is named first: an interruption may follow at once."""
-    try:
-        folder.mkdir(mode=0o700)
-        yield folder
-    finally:
+    def __init__(self, path: Path, out: Path) -> None:
+        self.path, self.out = path, out
+
+    def __enter__(self) -> Path:
+        try:
+            self.path.mkdir(mode=0o700)
+            return self.path
+        except BaseException as error:
+            self._remove()
+            if isinstance(error, OSError):
+                raise _not_written(self.out, error) from None
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._remove()
+
+    def _remove(self) -> None:
         with undisturbed():
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+def staging_folder(out: Path) -> PassingFolder:
+    """A folder on the file system of OUT."""
+    return PassingFolder(out.parent / f".onnxprune-{uuid.uuid4().hex[:12]}", out)
+
+
+def scratch_folder() -> PassingFolder:
+    """A folder for temporary files."""
+    path = Path(tempfile.gettempdir()) / f"onnxprune-{uuid.uuid4().hex[:12]}"
+    return PassingFolder(path, path)
 
 
 @contextlib.contextmanager
@@ -80,6 +106,32 @@ def flush(file: BinaryIO) -> None:
     """Put on the disk what was written to a file."""
     file.flush()
     os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def flushing(file: BinaryIO) -> Iterator[Callable[[], None]]:
+    """Put a file on the disk while it is written, whenever what is yielded is called, and at the end.
+
+    Else the disk would have nothing to do until all of a large file is in memory.
+    """
+    flushed, flushes = 0, list[Future[None]]()
+
+    def go_on() -> None:
+        nonlocal flushed
+        end = file.tell()
+        if end - flushed < _PART or not all(each.done() for each in flushes):
+            return
+        while flushes:
+            flushes.pop().result()  # an error of the disk is told but once
+        file.flush()
+        flushed = end
+        flushes.append(disk.submit(_SYNC, file.fileno()))
+
+    with ThreadPoolExecutor(1) as disk:
+        yield go_on
+    for each in flushes:
+        each.result()
+    flush(file)
 
 
 def commit(staged: Sequence[Path], folder: Path, staging: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from onnx.external_data_helper import uses_external_data
 
 from onnxprune.errors import ModelError
 
-__all__ = ["check_tensor", "raw_size", "wrong_length"]
+__all__ = ["check_tensor", "is_packed", "raw_size", "wrong_length"]
 
 
 class _Layout(NamedTuple):
@@ -51,6 +51,12 @@ def raw_size(tensor: TensorProto) -> int:
     """Bytes that a tensor's numbers take (0 for strings and unknown types)."""
     layout = _LAYOUT_OF.get(tensor.data_type)
     return -(-prod(tensor.dims) * layout.bits // 8) if layout else 0
+
+
+def is_packed(tensor: TensorProto) -> bool:
+    """Whether numbers of a tensor share bytes."""
+    layout = _LAYOUT_OF.get(tensor.data_type)
+    return layout is not None and layout.bits < 8
 
 
 def check_tensor(tensor: TensorProto, length: int | None) -> None:

@@ -18,14 +18,22 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune.bodies import FORMAL, RESULT, loops, number, restore, results_of
+from onnx.external_data_helper import uses_external_data
+
 from onnxprune.channels import Axes, ChannelMap
+from onnxprune.deferred import Deferred, Pending, promise
 from onnxprune.editing import Edits, NodeEditor
 from onnxprune.errors import ModelError
+from onnxprune.files.tensor_bytes import is_packed, raw_size
 from onnxprune.graph import Edge, attribute, constant_of, subgraphs
+from onnxprune.measure import is_weight
 from onnxprune.messages import select, set_attributes, set_constant, set_sizes, with_numbers, without
 from onnxprune.ops import table
 
-__all__ = ["rewrite"]
+__all__ = ["rewrite", "rewrite_deferred"]
+
+_LARGE = 2**20  # bytes from which on it pays to let a constant wait
+_BLOCK = 4 * 2**20  # bytes of a constant that are cut at a time
 
 G_LOGGER.severity = G_LOGGER.CRITICAL  # it writes to stdout
 
@@ -43,6 +51,16 @@ def rewrite(channel_map: ChannelMap, keep: NDArray[np.bool_]) -> ModelProto:
     return restore(_Rewriter(channel_map, keep).run())
 
 
+def rewrite_deferred(channel_map: ChannelMap, keep: NDArray[np.bool_]) -> Deferred:
+    """See ``rewrite``; what is kept of weights in data files is cut out of them when it is wanted."""
+    model = channel_map.graph.model
+    if np.all(keep) or restore(model) is not model:  # the weights of bodies have other names there
+        return Deferred(rewrite(channel_map, keep))
+    rewriter = _Rewriter(channel_map, keep, is_deferring=True)
+    outline = rewriter.run()
+    return Deferred(outline, rewriter.pending)
+
+
 def take_kept(values: NDArray[np.generic], axes: Axes, keep: NDArray[np.bool_]) -> NDArray[np.generic]:
     """The part of a constant at kept channels."""
     cuts = [(a, keep[ids]) for a, ids in enumerate(axes) if ids is not None]
@@ -52,12 +70,22 @@ def take_kept(values: NDArray[np.generic], axes: Axes, keep: NDArray[np.bool_]) 
     return np.asarray(values, order="C")
 
 
+def kept_blocks(values: NDArray[np.generic], axes: Axes, keep: NDArray[np.bool_]) -> Iterator[NDArray[np.generic]]:
+    """``take_kept`` of some indices of the first axis at a time, as many as fit the cache."""
+    first, *rest = axes
+    step = max(1, _BLOCK * len(values) // max(1, values.nbytes))
+    for start in range(0, len(values), step):
+        own = slice(start, start + step)
+        yield take_kept(values[own], (None if first is None else first[own], *rest), keep)
+
+
 @dataclass
 class _Rewriter:
     """One rewrite: the view, what is inserted, and which nodes and constants changed."""
 
     map: ChannelMap
     keep: NDArray[np.bool_]
+    is_deferring: bool = False
 
     def __post_init__(self) -> None:
         self.source = self.map.graph.model
@@ -65,6 +93,8 @@ class _Rewriter:
         names = {name for node in self.map.graph.nodes for name in (*node.input, *node.output, node.name)}
         self.edits = Edits(names | set(self.map.graph.constants) | {v.name for v in self.source.graph.input})
         self.sliced: dict[str, Callable[[], NDArray[np.generic]]] = {}  # computed when written: one at a time in memory
+        self.parts: dict[str, tuple[str, Axes]] = {}  # those of them that are a part of a constant, cut along its axes
+        self.pending: dict[str, Pending] = {}
         self.dims: dict[str, list[int]] = {}
         self.dropped: set[int] = set()
         self.touched: set[int] = set()
@@ -76,7 +106,9 @@ class _Rewriter:
         for index in range(len(self.view)):
             if index not in self.dropped:
                 self._edit(index)
-        self.sliced |= {name: partial(np.asarray, value) for name, value in self.edits.replaced.items()}
+        for name, value in self.edits.replaced.items():
+            self.sliced[name] = partial(np.asarray, value)
+            self.parts.pop(name, None)
         self._drop_unused()
         self._check()
         return self._written()
@@ -141,22 +173,20 @@ class _Rewriter:
                 continue
             everywhere = len(cut) == sum(e[0] not in self.dropped for e in self.map.graph.consumers[name])
             for group in _alike([(edge, self._kept(edge)) for edge in cut]):
-                part = partial(self._part, name, self.map.uses[group[0]])
-                if everywhere and len(group) == len(cut):
-                    self.sliced[name] = part
-                else:
-                    self._copy(name, group, part)
+                is_whole = everywhere and len(group) == len(cut)
+                self._add_part(name if is_whole else self._own(name, group), name, self.map.uses[group[0]])
 
-    def _part(self, name: str, axes: Axes) -> NDArray[np.generic]:
-        return take_kept(self.map.graph.values(name), axes, self.keep)
+    def _add_part(self, name: str, source: str, axes: Axes) -> None:
+        self.parts[name] = source, axes
+        self.sliced[name] = lambda: take_kept(self.map.graph.values(source), axes, self.keep)
 
-    def _copy(self, name: str, edges: list[Edge], part: Callable[[], NDArray[np.generic]]) -> None:
-        """Uses that keep different channels read a constant of their own."""
+    def _own(self, name: str, edges: list[Edge]) -> str:
+        """Uses that keep different channels read a constant of their own; its name."""
         own = self.edits.name(name)
-        self.sliced[own] = part
         for index, k in edges:
             self.view[index].inputs[k] = gs.Variable(own)
             self.touched.add(index)
+        return own
 
     def _is_cut(self, edge: Edge) -> bool:
         return any(ids is not None and not np.all(self.keep[ids]) for ids in self.map.uses[edge])
@@ -240,10 +270,10 @@ class _Rewriter:
                 if tensor.name not in self.sliced:
                     graph.initializer.append(tensor)
                     continue
-                graph.initializer.append(self._sliced_tensor(tensor))
+                graph.initializer.append(self._sliced_initializer(tensor))
         held = self.map.graph.constants
         new = [name for name in self.sliced if name not in held and name in read]
-        added = [self._sliced_tensor(TensorProto(name=name)) for name in new]
+        added = [self._sliced_initializer(TensorProto(name=name)) for name in new]
         self._write_values(graph, read)
         _add_constants(result, [*added, *self._new_constants(graph)])
         return result
@@ -253,6 +283,17 @@ class _Rewriter:
         tensor = with_numbers(held, self.sliced[name or held.name]())
         self.dims[name or held.name] = list(tensor.dims)
         return tensor
+
+    def _sliced_initializer(self, held: TensorProto) -> TensorProto:
+        """The same of an initializer, whose numbers may be cut out later."""
+        source, axes = self.parts.get(held.name, ("", ()))
+        stored = self.map.graph.constants.get(source)
+        if not self.is_deferring or stored is None or not _can_wait(stored):
+            return self._sliced_tensor(held)
+        kept = (n if ids is None else np.count_nonzero(self.keep[ids]) for n, ids in zip(stored.dims, axes, strict=True))
+        self.dims[held.name] = [int(n) for n in kept]
+        self.pending[held.name] = lambda: kept_blocks(self.map.graph.values(source), axes, self.keep)
+        return promise(stored if held.name not in self.map.graph.constants else held, held.name, self.dims[held.name])
 
     def _write_node(self, graph: GraphProto, index: int, proto: NodeProto) -> None:
         for node in self.edits.before.get(index, ()):
@@ -312,6 +353,11 @@ class _Rewriter:
             dims = value.type.tensor_type.shape.dim
             if ids is not None and not np.all(self.keep[ids]) and axis < len(dims) and dims[axis].HasField("dim_value"):
                 dims[axis].dim_value = int(np.count_nonzero(self.keep[ids]))
+
+
+def _can_wait(stored: TensorProto) -> bool:
+    """Whether a constant may be cut when it is written: a large weight, which nobody reads as sizes or indices."""
+    return uses_external_data(stored) and is_weight(stored) and raw_size(stored) >= _LARGE and not is_packed(stored)
 
 
 def _add_constants(model: ModelProto, tensors: Sequence[TensorProto]) -> None:

@@ -205,9 +205,9 @@ def _light_copy(graph: Graph, sizes: Mapping[str, Sequence[int]], open_sizes: Se
         if held is None:
             light.graph.node.append(_spelled_out(node))
         else:
-            _add_constant(light.graph, held, node.output[0])
+            _add_constant(light.graph, graph, held, node.output[0])
     for tensor in source.graph.initializer:
-        _add_constant(light.graph, tensor, tensor.name)
+        _add_constant(light.graph, graph, tensor, tensor.name)
     light.graph.sparse_initializer.extend(source.graph.sparse_initializer)
     light.graph.output.extend(ValueInfoProto(name=name) for name in graph.outputs)
     return light
@@ -236,12 +236,20 @@ def _with_dims(value: ValueInfoProto, dims: Sequence[int] | None, open_sizes: Se
     return onnx.helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, sizes)
 
 
-def _add_constant(graph: GraphProto, tensor: TensorProto, name: str) -> None:
-    if prod(tensor.dims) <= _SMALL and not tensor.external_data:
-        graph.initializer.append(tensor)
-        graph.initializer[-1].name = name
+def _add_constant(light: GraphProto, graph: Graph, tensor: TensorProto, name: str) -> None:
+    if not _is_at_hand(graph, tensor, _SMALL):
+        light.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
+    elif tensor.external_data:
+        light.initializer.append(onnx.numpy_helper.from_array(graph.values(name), name))
     else:
-        graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
+        light.initializer.append(tensor)
+        light.initializer[-1].name = name
+
+
+def _is_at_hand(graph: Graph, tensor: TensorProto, most: int) -> bool:
+    """Whether a constant has so many elements at most, and is there to be looked at."""
+    is_outside = tensor.data_location == TensorProto.EXTERNAL
+    return prod(tensor.dims) <= most and (not is_outside or bool(graph.folder and tensor.external_data))
 
 
 def _collect(graph: GraphProto, result: Shapes) -> None:
@@ -268,7 +276,7 @@ def _evaluate(graph: Graph, result: Shapes, crossing: Crossing) -> None:
     for name, tensor in graph.constants.items():
         result.of.setdefault(name, tuple(tensor.dims))
         result.types.setdefault(name, tensor.data_type)
-        if prod(tensor.dims) <= TRACKED and not tensor.external_data and tensor.data_type != TensorProto.STRING:
+        if _is_at_hand(graph, tensor, TRACKED) and tensor.data_type != TensorProto.STRING:
             result.values[name] = graph.values(name)
     for node in graph.nodes:
         values = _values_of(node, result)

@@ -1,0 +1,130 @@
+"""Weights in data files are cut as they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from exactness import model_of
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from outside import assert_same_outside, saved_outside
+from random_models import random_model, unusual_model
+
+import onnxprune
+from onnxprune.errors import ModelError, VerificationError
+from onnxprune.files import staging
+from onnxprune.graph import Graph
+from onnxprune.passes import rewrite
+
+CHAIN = "(float[1,3,8,8] x) => (float[1,4,8,8] y) { a = Conv<pads=[1,1,1,1]>(x, w) b = Relu(a) y = Conv(b, v) }"
+
+
+@pytest.fixture
+def chain() -> ModelProto:
+    return model_of(CHAIN, w=(32, 3, 3, 3), v=(4, 32, 1, 1))
+
+
+def test_random_models_are_pruned_alike_in_memory_and_from_files() -> None:
+    """By sparsity, and what is dead: the same proto, weights included."""
+    waited = 0
+    for seed in range(60):
+        for make in (random_model, unusual_model):
+            model = make(seed)
+            try:
+                waited += assert_same_outside(model, sparsity=0.4, method="magnitude", align="none")
+            except onnxprune.UnreachableError as refusal:
+                waited += assert_same_outside(model, sparsity=refusal.reachable / 2, method="magnitude", align="none")
+    assert waited > 100
+
+
+def test_small_weights_and_indices_do_not_wait(chain: ModelProto, tmp_path: Path) -> None:
+    result = onnxprune.prune(saved_outside(chain, tmp_path / "model.onnx"), sparsity=0.5, check=False)
+    assert not result.made.pending
+    assert all(tensor.raw_data for tensor in result.model.graph.initializer)
+
+
+def test_a_weight_that_waits_is_not_in_memory(
+    chain: ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rewrite, "_LARGE", 1)
+    result = onnxprune.prune(saved_outside(chain, tmp_path / "model.onnx"), sparsity=0.5, check=False)
+    assert set(result.made.pending) == {"w", "v"}
+    assert not any(tensor.raw_data for tensor in result.made.outline.graph.initializer)
+    assert result.verified().verification is not None
+
+
+def _too_few(values: NDArray[Any], axes: object, keep: object) -> Iterator[NDArray[Any]]:
+    yield values[:1]
+
+
+def _too_many(values: NDArray[Any], axes: object, keep: object) -> Iterator[NDArray[Any]]:
+    yield values
+
+
+def _of_another_type(values: NDArray[Any], axes: Any, keep: Any) -> Iterator[NDArray[Any]]:
+    yield rewrite.take_kept(values, axes, keep).astype(np.float64)
+
+
+@pytest.mark.parametrize("wrong", [_too_few, _too_many, _of_another_type])
+def test_what_is_written_is_what_was_declared(
+    wrong: Any, chain: ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rewrite, "_LARGE", 1)
+    monkeypatch.setattr(rewrite, "kept_blocks", wrong)
+    result = onnxprune.prune(saved_outside(chain, tmp_path / "model.onnx"), sparsity=0.5, check=False)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(VerificationError, match=r"constant '\w' is not what its shape \[.*\] says"):
+        result.save(tmp_path / "out.onnx")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_error_of_the_disk_while_writing_is_not_lost(
+    chain: ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(staging, "_PART", 1)
+    monkeypatch.setattr(staging, "_SYNC", fails)
+    result = onnxprune.prune(saved_outside(chain, tmp_path / "model.onnx"), sparsity=0.5, check=False)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ModelError, match="cannot be written: Input/output error"):
+        result.save(tmp_path / "out.onnx")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+TYPES = ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16", "INT64", "INT8", "UINT4", "BOOL", "FLOAT8E4M3FN")
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("offset", [0, 3, 64])
+def test_numbers_in_files_are_read_as_onnx_reads_them(kind: str, offset: int, tmp_path: Path) -> None:
+    dtype = helper.tensor_dtype_to_np_dtype(TensorProto.DataType.Value(kind))
+    values = np.random.default_rng(0).integers(0, 2 if kind == "BOOL" else 8, (3, 5)).astype(dtype)
+    tensor = numpy_helper.from_array(values, "w")
+    (tmp_path / "w.bin").write_bytes(bytes(offset) + tensor.raw_data)
+    for key, value in (("location", "w.bin"), ("offset", offset), ("length", len(tensor.raw_data))):
+        tensor.external_data.add(key=key, value=str(value))
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    model = helper.make_model(helper.make_graph([], "stored", [], [], [tensor]))
+    found = Graph(model, tmp_path).values("w")
+    assert found.dtype == dtype
+    assert np.array_equal(found.astype(np.float64), values.astype(np.float64))
+    assert found.flags.writeable == (kind == "UINT4")  # unpacked
+
+
+def test_a_data_file_that_was_cut_short_is_one_line(chain: ModelProto, tmp_path: Path) -> None:
+    path = saved_outside(chain, tmp_path / "model.onnx")
+    model = onnx.load(path, load_external_data=False)
+    data = tmp_path / "model.onnx.weights"
+    data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(ModelError, match=r"constant 'w' cannot be read: .* has 100 bytes"):
+        Graph(model, tmp_path).values("w")
