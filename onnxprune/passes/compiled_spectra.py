@@ -119,7 +119,8 @@ def _search(kernels: Floats, tables: _Tables, best: Floats) -> None:
         for beta in range(len(t.cos_beside)):
             for a in range(longest):
                 _sum_up(t.cos_beside[beta], even[a * beside : (a + 1) * beside], even_at[a])
-                _sum_up(t.sin_beside[beta], odd[a * beside : (a + 1) * beside], odd_at[a])
+                if a:
+                    _sum_up(t.sin_beside[beta], odd[a * beside : (a + 1) * beside], odd_at[a])
             _look(t, even_at, odd_at, here, there, top)
         for k in range(count):
             best[start + k] = top[k] if np.isfinite(even[0, k]) else np.nan
@@ -154,6 +155,10 @@ def _add_product(a: Floats, b: Floats, total: Floats) -> None:
 @compiled(inline="always", fastmath={"contract"}, error_model="numpy")
 def _sum_up(factors: Floats, series: Floats, total: Floats) -> None:
     """Σₑ factors[e]·series[e, kernels]"""
+    if len(factors) == 3:
+        for k in range(_TOGETHER):
+            total[k] = factors[0] * series[0, k] + factors[1] * series[1, k] + factors[2] * series[2, k]
+        return
     total[:] = 0
     for e in range(len(factors)):
         factor, part = factors[e], series[e]

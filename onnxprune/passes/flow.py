@@ -32,12 +32,13 @@ from onnxprune.channels import ChannelMap, Contraction, Ids
 from onnxprune.graph import Edge, subgraphs
 from onnxprune.ops import RULES, control, cutting, elementwise, movement, quantization, reduction, reshape
 from onnxprune.ops.recurrent import GATES
+from onnxprune.passes.bounds import Bounds, Logs
 from onnxprune.passes.gains import normalisation_gain
-from onnxprune.passes.norms import FloatArray
+from onnxprune.passes.norms import FloatArray, operator_logs
 
 __all__ = ["Blocks", "Flow", "channel_blocks", "flow", "flow_by_tensor", "picks"]
 
-Blocks = Mapping[int, FloatArray] | Mapping[int, NDArray[np.bool_]]
+Blocks = Mapping[int, FloatArray] | Mapping[int, NDArray[np.bool_]] | Mapping[int, "FloatArray | Logs"]
 """Node of a contraction → log norms of its kernel slices, [out, in per group]; or which are there, of weight 0."""
 
 _Block = FloatArray | NDArray[np.bool_]
@@ -60,29 +61,28 @@ class Flow:
 
 
 @dataclass(frozen=True)
-class _LogNorms(Mapping[int, FloatArray]):
+class _LogNorms(Mapping[int, "FloatArray | Logs"]):
     """Log norms of kernel slices, computed when they are asked for.
 
-    Those of kernels of several elements are kept, as they cost much more to compute than to hold. Those of matrices are
-    as large as the matrices, and not kept.
+    Those of kernels of several elements are kept, as they cost much more to compute than to hold. Those of matrices,
+    which are as large as the matrices, are not.
     """
 
     map: ChannelMap
-    norm: Callable[[ChannelMap, Contraction], FloatArray]
-    held: dict[int, FloatArray] = field(default_factory=dict)
+    log_norm: Callable[[ChannelMap, Contraction], FloatArray | Logs]
+    held: dict[int, FloatArray | Logs] = field(default_factory=dict)
 
     @cached_property
     def contraction(self) -> dict[int, Contraction]:
         return {c.node: c for c in self.map.contractions}
 
-    def __getitem__(self, node: int) -> FloatArray:
+    def __getitem__(self, node: int) -> FloatArray | Logs:
         if node in self.held:
             return self.held[node]
         c = self.contraction[node]
-        found = self.norm(self.map, c)
-        with np.errstate(divide="ignore"):
-            np.log(found, out=found)
-        if found.size < math.prod(self.map.shapes.of[self.map.graph.nodes[node].input[c.weight]]):
+        found = self.log_norm(self.map, c)
+        stored = math.prod(self.map.shapes.of[self.map.graph.nodes[node].input[c.weight]])
+        if isinstance(found, Bounds) or (isinstance(found, np.ndarray) and found.size < stored):
             self.held[node] = found
         return found
 
@@ -94,9 +94,17 @@ class _LogNorms(Mapping[int, FloatArray]):
 
 
 def channel_blocks(channel_map: ChannelMap,
-                   norm: Callable[[ChannelMap, Contraction], FloatArray]) -> Mapping[int, FloatArray]:  # fmt: skip
-    """Log norms of all kernel slices."""
-    return _LogNorms(channel_map, norm)
+                   norm: Callable[[ChannelMap, Contraction], FloatArray] | None = None
+                   ) -> Mapping[int, FloatArray | Logs]:  # fmt: skip
+    """Log norms of all kernel slices; by default, operator norms."""
+    if norm is None:
+        return _LogNorms(channel_map, operator_logs)
+
+    def log_norm(channel_map: ChannelMap, c: Contraction) -> FloatArray:
+        with np.errstate(divide="ignore"):
+            return np.log(norm(channel_map, c))
+
+    return _LogNorms(channel_map, log_norm)
 
 
 _MODULES = [module.__name__ for module in (cutting, elementwise, movement, quantization, reshape)]
@@ -343,8 +351,10 @@ class _Engine:
         return all(sum(len(np.unique(ids)) for ids in self._labelled(n)) == len(self.groups(n)) for n in several)
 
 
-def _best_over_inputs(block: _Block | None, values: FloatArray, c: Contraction) -> FloatArray:
+def _best_over_inputs(block: _Block | Logs | None, values: FloatArray, c: Contraction) -> FloatArray:
     """max over inputs of values[in] + block[out, in], group by group of a grouped convolution."""
+    if isinstance(block, Logs):
+        return block.best_of_rows(values)
     parts = values.reshape(c.groups, 1, -1)
     if block is None:
         return np.repeat(parts.max(axis=2, initial=_NOTHING).ravel(), len(c.outputs) // c.groups)
@@ -371,8 +381,10 @@ def _joined(block: _Block, values: FloatArray) -> FloatArray:
     return np.where(block, values, _NOTHING) if block.dtype == np.bool_ else block + values
 
 
-def _best_over_outputs(block: _Block | None, values: FloatArray, c: Contraction) -> FloatArray:
+def _best_over_outputs(block: _Block | Logs | None, values: FloatArray, c: Contraction) -> FloatArray:
     """max over outputs of values[out] + block[out, in]."""
+    if isinstance(block, Logs):
+        return block.best_of_columns(values)
     parts = values.reshape(c.groups, -1, 1)
     if block is None:
         return np.repeat(parts.max(axis=1, initial=_NOTHING).ravel(), len(c.inputs) // c.groups)

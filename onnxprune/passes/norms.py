@@ -13,9 +13,10 @@ The maximum is taken on a grid of frequencies; by default, one on which it is un
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
-from math import ceil, gcd
+from math import ceil, gcd, log
 from typing import TypeVar
 
 import numpy as np
@@ -24,14 +25,18 @@ from numpy.typing import NDArray
 from onnxprune.channels import ChannelMap, Contraction
 from onnxprune.graph import attribute
 from onnxprune.ops.recurrent import GATES
-from onnxprune.passes.spectra import default_points, largest_energy
+from onnxprune.passes.bounds import Bounds, Logs, Magnitudes
+from onnxprune.passes.spectra import default_points, interpolation_loss, largest_energy
 from onnxprune.quantised import real_values
 
 __all__ = ["NORMS", "FloatArray", "frobenius_block", "l1_block", "laid_out", "nuclear_block", "operator_block",
-           "operator_norms", "slices"]  # fmt: skip
+           "operator_logs", "operator_norms", "slices"]  # fmt: skip
 
 FloatArray = NDArray[np.floating]
+Places = NDArray[np.int64]
 Number = TypeVar("Number", bound=np.generic)
+
+_ROUNDING = 1e-5  # relative; more than float32 makes of a norm
 
 
 def slices(channel_map: ChannelMap, c: Contraction) -> FloatArray:
@@ -86,19 +91,63 @@ def nuclear_block(channel_map: ChannelMap, c: Contraction) -> FloatArray:
 
 def operator_block(channel_map: ChannelMap, c: Contraction, grid: int | None = None) -> FloatArray:
     """Operator norm of every kernel slice, [out, in per group]; ``grid``: see ``operator_norms``."""
-    node = channel_map.graph.nodes[c.node]
-    w = slices(channel_map, c)
+    w, strides, dilations = _convolution(channel_map, c)
     if w.ndim == 2:
         return np.abs(w)
-    if "Conv" not in node.op_type:  # a matrix for each gate or each index of a further axis
+    if "Conv" not in channel_map.graph.nodes[c.node].op_type:  # a matrix for each gate or each index of a further axis
         return np.asarray(np.abs(w).max(axis=tuple(range(2, w.ndim))))
-    strides, dilations = (attribute(node, name) for name in ("strides", "dilations"))
-    return operator_norms(
-        w,
-        strides if isinstance(strides, list) else None,
-        grid,
-        dilations if isinstance(dilations, list) else None,
-    )
+    return operator_norms(w, strides, grid, dilations)
+
+
+def operator_logs(channel_map: ChannelMap, c: Contraction) -> Logs | FloatArray:
+    """Logarithms of ``operator_block``, without all of them at once where that spares most of the work."""
+    w, strides, dilations = _convolution(channel_map, c)
+    if c.groups == 1 and all(k == 1 for k in w.shape[2:]):
+        return Magnitudes(w.reshape(w.shape[:2]))
+    grid = _Grid.of(w.shape[2:], strides, None, dilations)
+    coarse = [n // 2 if n > 1 and n % 2 == 0 else n for n in grid.points]
+    if c.groups > 1 or "Conv" not in channel_map.graph.nodes[c.node].op_type or coarse == grid.points:
+        with np.errstate(divide="ignore"):
+            return np.log(operator_block(channel_map, c))
+    low = _norms(w, replace(grid, points=coarse))
+    with np.errstate(divide="ignore"):
+        np.log(low, out=low)
+    slack = -log(1 - interpolation_loss(grid.extents, coarse)) / 2 + _ROUNDING
+
+    def exact(out: Places, into: Places) -> FloatArray:
+        found = _norms(slices(channel_map, c)[out, into][None], grid, low.size)[0]
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.log(found, out=found))
+
+    return Bounds(low, slack, exact)
+
+
+def _convolution(channel_map: ChannelMap, c: Contraction) -> tuple[FloatArray, list[int] | None, list[int] | None]:
+    """``slices``, and the strides and dilations of the node."""
+    strides, dilations = (attribute(channel_map.graph.nodes[c.node], name) for name in ("strides", "dilations"))
+    return (slices(channel_map, c), strides if isinstance(strides, list) else None,
+            dilations if isinstance(dilations, list) else None)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """``steps`` [axes]: elements of a phase are so many elements of the kernel apart. ``extents``: of the largest phase.
+    ``points``: how many frequencies are looked at."""
+
+    steps: list[int]
+    extents: list[int]
+    points: list[int]
+
+    @classmethod
+    def of(cls, kernel: Sequence[int], strides: list[int] | None, grid: int | None,
+           dilations: list[int] | None) -> _Grid:  # fmt: skip
+        apart = [gcd(s, d) for s, d in zip(strides or [1] * len(kernel), dilations or [1] * len(kernel), strict=True)]
+        steps = [s // a for s, a in zip(strides or [1] * len(kernel), apart, strict=True)]
+        extents = [ceil(k / s) for k, s in zip(kernel, steps, strict=True)]
+        # How many samples of the output apart the elements of a phase are: on a grid that is asked for, they see every
+        # so many-th frequency only.
+        spread = [d // a for d, a in zip(dilations or [1] * len(kernel), apart, strict=True)]
+        return cls(steps, extents, [grid // gcd(grid, s) for s in spread] if grid else default_points(extents))
 
 
 def operator_norms(w: FloatArray, strides: list[int] | None = None, grid: int | None = None,
@@ -108,22 +157,21 @@ def operator_norms(w: FloatArray, strides: list[int] | None = None, grid: int | 
     ``grid``: the maximum is that over the points of a discrete Fourier transform of so many points per axis, as if
     the (dilated) slice were padded with zeros; by default as many as keep the error below 1 %.
     """
+    return _norms(w, _Grid.of(w.shape[2:], strides, grid, dilations))
+
+
+def _norms(w: FloatArray, grid: _Grid, like: int = 0) -> FloatArray:
+    """[out, in]; computed as those of so many kernels are (``like``), if that are more."""
     kernel = w.shape[2:]
     if all(k == 1 for k in kernel):
         return np.abs(w.reshape(w.shape[:2]))
-    apart = dilations or [1] * len(kernel)
-    steps = [s // gcd(s, d) for s, d in zip(strides or [1] * len(kernel), apart, strict=True)]
-    extents = [ceil(k / s) for k, s in zip(kernel, steps, strict=True)]
-    # How many samples of the output apart the elements of a phase are: on a grid that is asked for, they see every so
-    # many-th frequency only.
-    spread = [d // gcd(s, d) for s, d in zip(strides or [1] * len(kernel), apart, strict=True)]
-    points = [grid // gcd(grid, apart) for apart in spread] if grid else default_points(extents)
     rows = w.reshape(-1, *kernel)
     phases = [
-        rows[(slice(None), *(slice(p, None, s) for p, s in zip(phase, steps, strict=True)))]
-        for phase in product(*(range(min(s, k)) for s, k in zip(steps, kernel, strict=True)))
+        rows[(slice(None), *(slice(p, None, s) for p, s in zip(phase, grid.steps, strict=True)))]
+        for phase in product(*(range(min(s, k)) for s, k in zip(grid.steps, kernel, strict=True)))
     ]
-    return np.sqrt(np.maximum(largest_energy(phases, points), 0)).reshape(w.shape[:2])
+    found = largest_energy(phases, grid.points, like)
+    return np.sqrt(np.maximum(found, 0, out=found), out=found).reshape(w.shape[:2])
 
 
 NORMS: dict[str, Callable[[ChannelMap, Contraction], FloatArray]] = {

@@ -6,6 +6,7 @@ Groups that no contraction makes or reads score +∞: there is nothing to rank t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,8 @@ from onnxprune.passes.flow import channel_blocks, flow
 from onnxprune.passes.norms import FloatArray, operator_block, slices
 
 __all__ = ["METHODS", "Lean", "Magnitude", "Method", "Random"]
+
+_TOGETHER = 1 << 18  # numbers that are looked at together: in the cache, and little memory beside the weights
 
 
 class Method(Protocol):
@@ -48,7 +51,8 @@ class Lean:
     name: ClassVar[str] = "lean"
 
     def scores(self, channel_map: ChannelMap) -> FloatArray:
-        found = flow(channel_map, channel_blocks(channel_map, partial(operator_block, grid=self.norm_grid)))
+        norm = partial(operator_block, grid=self.norm_grid) if self.norm_grid else None
+        found = flow(channel_map, channel_blocks(channel_map, norm))
         ranked = np.where(_ranked(channel_map), found.through, np.inf)
         return np.asarray(ranked, np.float64)
 
@@ -114,9 +118,30 @@ def _ranked(channel_map: ChannelMap) -> NDArray[np.bool_]:
 def _energies(w: FloatArray, groups: int) -> tuple[FloatArray, FloatArray]:
     """Squared L2 norm of each output channel's and each input channel's kernel slices."""
     flat = w.reshape(w.shape[0], w.shape[1], -1)
-    block = np.square(flat[..., 0]) if flat.shape[2] == 1 else np.einsum("oik,oik->oi", flat, flat)
-    by_input = block.sum(axis=0) if groups == 1 else block.reshape(groups, -1, block.shape[1]).sum(axis=1).ravel()
-    return block.sum(axis=1, dtype=np.float64), by_input.astype(np.float64)
+    if groups > 1:
+        block = _squared(flat)
+        by_input = block.reshape(groups, -1, block.shape[1]).sum(axis=1).ravel()
+        return block.sum(axis=1, dtype=np.float64), by_input.astype(np.float64)
+    if flat.strides[0] < flat.strides[1]:  # input channels lie one after another in memory
+        ahead, behind = _sums(flat.swapaxes(0, 1))
+        return behind, ahead
+    return _sums(flat)
+
+
+def _sums(flat: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Squared L2 norms of what lies at each index of the first axis, and of the second; a few of the first at a time."""
+    first, second = np.zeros(flat.shape[0]), np.zeros(flat.shape[1])
+    step = max(1, _TOGETHER // max(1, math.prod(flat.shape[1:])))
+    for start in range(0, len(flat), step):
+        block = _squared(flat[start : start + step])
+        first[start : start + step] = block.sum(axis=1, dtype=np.float64)
+        second += block.sum(axis=0)
+    return first, second
+
+
+def _squared(flat: FloatArray) -> FloatArray:
+    """Squared L2 norm of every kernel slice."""
+    return np.square(flat[..., 0]) if flat.shape[2] == 1 else np.einsum("oik,oik->oi", flat, flat)
 
 
 METHODS: dict[str, Callable[..., Method]] = {

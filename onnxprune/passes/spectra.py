@@ -40,7 +40,7 @@ _CELLS = 1 << 17  # energies computed at once, in the cache
 _TOGETHER = 1 << 16  # kernels that are refined together
 _CANDIDATES = 1 << 25  # entries of a table of candidates: bounds the memory
 _COARSE = 16  # points per degree and axis of the grid that is refined, at least
-_COMPILED_FROM = 1 << 27  # energies; numba takes seconds to compile once, and part of one to load
+_COMPILED_FROM = 1 << 26  # energies; numba takes seconds to compile once, and part of one to load
 _ROUNDING = 1e-5  # relative; more than float32 makes of an energy
 
 
@@ -57,16 +57,17 @@ def interpolation_loss(extents: Sequence[int], points: Iterable[float]) -> float
     return float(sum((pi * (k - 1) / (2 * n)) ** 2 for k, n in zip(extents, points, strict=True)))
 
 
-def largest_energy(phases: Sequence[FloatArray], points: Sequence[int]) -> FloatArray:
+def largest_energy(phases: Sequence[FloatArray], points: Sequence[int], like: int = 0) -> FloatArray:
     """max over the grid of Σ over phases p of |ŵₚ(ω)|², for every kernel [kernels].
 
     Args:
         phases: the parts of a kernel of which the energies add up, each [kernels, k…].
         points: per axis, how many frequencies 0, 2π/n, 4π/n, … to look at.
+        like: compute them as those of so many kernels are computed, which may make a difference in rounding.
     """
     extents = tuple(max(part.shape[1 + axis] for part in phases) for axis in range(len(points)))
     search = _Search.of(extents, points, phases[0].dtype)
-    if len(phases[0]) * len(search.coarse) >= _COMPILED_FROM and not len(search.around):
+    if max(len(phases[0]), like) * len(search.coarse) >= _COMPILED_FROM and not len(search.around):
         compiled = _compiled()
         if compiled is not None:
             return compiled(phases, points)

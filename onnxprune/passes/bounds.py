@@ -1,0 +1,152 @@
+"""Logarithms of the norms of a layer's kernel slices, for longest paths, without all of them at once.
+
+Longest paths ask for the largest of a row or of a column only, which few slices can be. So all norms of a layer are
+found on a coarse grid of frequencies first, at most a known share below what they are on the whole one, and exactly
+where that is not enough to tell which one is the largest. The answers are those that the exact norms give. Those of a
+matrix are its entries, whose logarithms are taken a few rows at a time.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Bounds", "Logs", "Magnitudes"]
+
+Floats = NDArray[np.floating]
+Places = NDArray[np.int64]
+
+_TOGETHER = 1 << 18  # slices that are looked at together: in the cache, and little memory beside the weights
+
+
+class Logs(ABC):
+    """Logarithms of norms, [out, in]."""
+
+    @abstractmethod
+    def best_of_rows(self, values: Floats) -> Floats:
+        """max over columns of values[column] + log norm[row, column]."""
+
+    @abstractmethod
+    def best_of_columns(self, values: Floats) -> Floats:
+        """max over rows of values[row] + log norm[row, column]."""
+
+
+@dataclass(frozen=True)
+class Magnitudes(Logs):
+    """Those of a ``matrix``, which may be a view of a file."""
+
+    matrix: Floats
+
+    def best_of_rows(self, values: Floats) -> Floats:
+        """See ``Logs``."""
+        return self._by_columns(self.matrix.T, values) if self._is_turned else self._by_rows(self.matrix, values)
+
+    def best_of_columns(self, values: Floats) -> Floats:
+        """See ``Logs``."""
+        return self._by_rows(self.matrix.T, values) if self._is_turned else self._by_columns(self.matrix, values)
+
+    @property
+    def _is_turned(self) -> bool:
+        """Whether columns lie one after another in memory."""
+        return self.matrix.strides[0] < self.matrix.strides[1]
+
+    def _by_rows(self, matrix: Floats, values: Floats) -> Floats:
+        result = np.empty(len(matrix))
+        for rows in _runs(matrix):
+            result[rows] = (_log(matrix[rows]) + values).max(axis=1, initial=-np.inf)
+        return result
+
+    def _by_columns(self, matrix: Floats, values: Floats) -> Floats:
+        result = np.full(matrix.shape[1], -np.inf)
+        for rows in _runs(matrix):
+            np.maximum(result, (_log(matrix[rows]) + values[rows, None]).max(axis=0, initial=-np.inf), out=result)
+        return result
+
+
+@dataclass
+class Bounds(Logs):
+    """Logarithms of norms: ``low`` ≤ log norm ≤ ``low`` + ``slack``, [out, in].
+
+    ``exact``: the logarithms themselves of slices at (out, in), each [slices]. ``known``: where ``low`` is exact.
+    ``size``: the largest magnitude in ``low``.
+    """
+
+    low: Floats
+    slack: float
+    exact: Callable[[Places, Places], Floats]
+    known: NDArray[np.bool_] = field(init=False)
+    size: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.known = self.low == -np.inf
+        top, bottom = self.low.max(initial=0), self.low.min(initial=0, where=~self.known)
+        self.size = float(max(top, -bottom)) if np.isfinite(top - bottom) else 0.0
+
+    def best_of_rows(self, values: Floats) -> Floats:
+        """See ``Logs``."""
+        best, near = np.empty(len(self.low), self.low.dtype), []
+        short, slack = self._short(values)
+        for rows in _runs(self.low):
+            sums = self.low[rows] + short
+            best[rows] = sums.max(axis=1, initial=-np.inf)
+            near.append(self._near(sums, best[rows, None] - slack, rows))
+        out, into = self._places(near)
+        return _largest(best, out, self._logs(out, into) + values[into])
+
+    def best_of_columns(self, values: Floats) -> Floats:
+        """See ``Logs``."""
+        best = np.full(self.low.shape[1], -np.inf, self.low.dtype)
+        short, slack = self._short(values[:, None])
+        for rows in _runs(self.low):
+            np.maximum(best, (self.low[rows] + short[rows]).max(axis=0, initial=-np.inf), out=best)
+        near = [self._near(self.low[rows] + short[rows], best - slack, rows) for rows in _runs(self.low)]
+        out, into = self._places(near)
+        return _largest(best, into, self._logs(out, into) + values[out])
+
+    def _short(self, values: Floats) -> tuple[Floats, Floats]:
+        """Values in the precision of the bounds, and how far below the best of such sums the best one can be."""
+        size = self.size + np.abs(values[np.isfinite(values)]).max(initial=0)
+        slack = self.slack + 8 * np.finfo(self.low.dtype).eps * size
+        return values.astype(self.low.dtype), np.asarray(slack, self.low.dtype)
+
+    def _near(self, sums: Floats, least: Floats, rows: slice) -> Places:
+        """Slices of these rows, by their places in the flat layer, of which the sums are at least so large."""
+        found = sums >= least
+        found &= sums > -np.inf
+        return np.asarray(np.flatnonzero(found) + rows.start * self.low.shape[1])
+
+    def _places(self, flat: list[Places]) -> tuple[Places, Places]:
+        """(out, in) of slices."""
+        every = np.concatenate([np.zeros(0, np.int64), *flat])
+        return every // max(1, self.low.shape[1]), every % max(1, self.low.shape[1])
+
+    def _logs(self, out: Places, into: Places) -> Floats:
+        """The logarithms of these slices, from now on known."""
+        new = ~self.known[out, into]
+        rows, columns = out[new], into[new]
+        self.low[rows, columns] = self.exact(rows, columns)
+        self.known[rows, columns] = True
+        return np.asarray(self.low[out, into])
+
+
+def _runs(matrix: Floats) -> Iterator[slice]:
+    """A few rows at a time."""
+    step = max(1, _TOGETHER // max(1, matrix.shape[1]))
+    return (slice(start, start + step) for start in range(0, len(matrix), step))
+
+
+def _log(part: Floats) -> Floats:
+    result = np.abs(part)
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(result, out=result))
+
+
+def _largest(best: Floats, places: Places, sums: Floats) -> Floats:
+    """The largest of the sums at each place; where there are none, what was best (−∞, or no number)."""
+    result = np.where(np.isnan(best), best, -np.inf).astype(np.float64)
+    np.maximum.at(result, places, sums)
+    return result
