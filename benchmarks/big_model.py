@@ -4,7 +4,9 @@ Models of a given size, with their weights in a file beside them, are written in
 convolutions, a stack of Gemms, and a decoder of MatMuls (grouped-query attention, a gated feed-forward, an
 embedding). Each is copied, pruned without loss, and pruned at a sparsity by each method, all in turn, as whole
 processes of the command line with ``--no-verify``; medians of several rounds. The copy is flushed to the disk, as a
-saved model is, and all of them find the file in the same state, because they take turns.
+saved model is, and all of them find the file in the same state, because they take turns. Each waits for a few seconds
+first, with nothing left to be written: disks of virtual machines lend out a burst of speed, which they have to make up
+for afterwards.
 
 Memory is anonymous (Linux only): what the process allocated, without pages of files, which the system can drop and
 read again. The kernel is asked every millisecond or two. What counts is the peak beyond the weights that the written
@@ -276,6 +278,12 @@ def ways(options: argparse.Namespace) -> dict[str, list[str]]:
     return found
 
 
+def rest(seconds: float) -> None:
+    """Let the disk finish, and get its breath back."""
+    os.sync()
+    time.sleep(seconds)
+
+
 def rows(kind: str, options: argparse.Namespace, folder: Path) -> Iterator[Row]:
     """Copy and prune one model in every way, in turns."""
     model, out = folder / "model.onnx", folder / "out"
@@ -284,10 +292,12 @@ def rows(kind: str, options: argparse.Namespace, folder: Path) -> Iterator[Row]:
     runs: dict[str, list[Run]] = {}
     kept: dict[str, int] = {}
     for _ in range(options.rounds):
+        rest(options.rest)
         out.mkdir()
         runs.setdefault(COPY, []).append(copied(files, out))
         shutil.rmtree(out)
         for way, wanted in ways(options).items():
+            rest(options.rest)
             out.mkdir()
             command = [sys.executable, "-m", "onnxprune", str(model), "-o", str(out / "out.onnx"), "-q", *wanted]
             runs.setdefault(way, []).append(measured(command))
@@ -326,6 +336,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sparsity", type=float, default=0.5, metavar="S")
     parser.add_argument("--method", nargs="+", default=("magnitude", "lean"), metavar="M")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rest", type=float, default=5.0, metavar="SECONDS", help="before each run")
     parser.add_argument("--verify", action="store_true", help="also with verification by ONNX Runtime")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     return parser.parse_args(given)
