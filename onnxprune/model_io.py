@@ -25,9 +25,10 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, repeat
 from pathlib import Path
+from typing import TypeAlias
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
@@ -54,12 +55,17 @@ _INSIDE_LIMIT = 2_000_000_000
 """Bytes of tensors that are put into the model file: the limit less room for nodes and names."""
 
 
+Stamp: TypeAlias = tuple[int, int, int]
+"""Number, size and time of the last change of a file (nanoseconds)."""
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model that was checked, and where it came from.
 
     ``path`` and ``file_size`` are None for a model in memory. ``folder`` is where external data lies (None:
-    everything is inside); ``file_size`` is the bytes of the model file and of its ``data_files`` together.
+    everything is inside); ``file_size`` is the bytes of the model file and of its ``data_files`` together. ``stamps``:
+    what tells whether a data file is still the one that was checked.
     """
 
     proto: ModelProto
@@ -67,6 +73,7 @@ class LoadedModel:
     folder: Path | None
     file_size: int | None
     data_files: tuple[Path, ...] = ()
+    stamps: tuple[Stamp, ...] = field(default=(), repr=False)
 
 
 def default_output(path: str | Path) -> Path:
@@ -111,7 +118,8 @@ def checked(proto: ModelProto, folder: str | Path | None = None) -> LoadedModel:
     except OSError as error:
         raise ModelError(f"the external data in '{folder}' cannot be read: {error.strerror or error}") from None
     outside = tuple(sorted(files.sizes)) if files is not None else ()
-    return LoadedModel(proto, None, Path(folder) if folder is not None and outside else None, None, outside)
+    own = Path(folder) if folder is not None and outside else None
+    return LoadedModel(proto, None, own, None, outside, tuple(map(_stamp, outside)))
 
 
 def load(path: str | Path) -> LoadedModel:
@@ -135,13 +143,20 @@ def load(path: str | Path) -> LoadedModel:
         raise ModelError(f"'{path}' cannot be read: {error.strerror or error}") from None
     except ModelError as error:
         raise ModelError(f"'{path}': {error}") from None
+    outside = tuple(sorted(files.sizes))
     return LoadedModel(
         proto,
         path,
         path.parent if files.sizes else None,
         len(content) + sum(files.sizes.values()),
-        tuple(sorted(files.sizes)),
+        outside,
+        tuple(map(_stamp, outside)),
     )
+
+
+def _stamp(file: Path) -> Stamp:
+    found = file.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _content(path: Path) -> bytes:
@@ -245,11 +260,12 @@ def save(
 
     Raises:
         UsageError: OUT cannot be a file, or would overwrite data that the source needs.
-        ModelError: the disk is full, OUT cannot be written, or the source's data went away.
+        ModelError: the disk is full, OUT cannot be written, or the source's data went away or was changed.
     """
     out = Path(out)
     with reporting(out):
         _check_place(out, source)
+        _check_unchanged(source)
     with staging_folder(out) as staging:
         with reporting(out):
             staged = _write(proto, staging / out.name, source, pending or {})
@@ -292,6 +308,13 @@ def _check_place(out: Path, source: LoadedModel | None) -> None:
             if file.resolve() in source.data_files:
                 whose = f"'{source.path}'" if source.path else "the model"
                 raise UsageError(f"'{file}' holds weights of {whose}; choose another name for '{out}'")
+
+
+def _check_unchanged(source: LoadedModel | None) -> None:
+    """Weights are read again when they are written."""
+    for file, stamp in zip(source.data_files, source.stamps, strict=True) if source else ():
+        if file.exists() and _stamp(file) != stamp:
+            raise ModelError(f"'{file}' was changed after the model was read; read the model again")
 
 
 def _write(

@@ -98,6 +98,17 @@ def test_an_error_of_the_disk_while_writing_is_not_lost(
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_data_that_was_overwritten_is_not_taken_for_what_was_read(chain: ModelProto, tmp_path: Path) -> None:
+    """By the result itself, for instance."""
+    onnx.save(chain, tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    result = onnxprune.prune(tmp_path / "model.onnx", sparsity=0.5, check=False)
+    result.save(tmp_path / "model.onnx")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ModelError, match=r"model.onnx.data' was changed after .*; read the model again"):
+        result.save(tmp_path / "out.onnx")
+    assert sorted(tmp_path.iterdir()) == before
+
+
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 TYPES = ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16", "INT64", "INT8", "UINT4", "BOOL", "FLOAT8E4M3FN")
