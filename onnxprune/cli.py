@@ -28,7 +28,7 @@ from onnxprune.errors import OnnxpruneError, UsageError
 from onnxprune.files.staging import undisturbed
 from onnxprune.inputs import load_inputs
 from onnxprune.inspection import inspect
-from onnxprune.model_io import check_writable, default_output, load, save
+from onnxprune.model_io import check_writable, default_output, load
 from onnxprune.passes.cost import MEASURES
 from onnxprune.pipeline import Options, Result, method_names, prune
 from onnxprune.plan import Plan
@@ -289,7 +289,7 @@ def _written(
     progress("writing")
     with _Drafts() as drafts:
         if files.masked:
-            save(result.masked, files.masked, source=result.source, check=write_result)
+            result.save_masked(files.masked, check=write_result)
         else:
             write_result()
         drafts.commit()

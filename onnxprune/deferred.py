@@ -14,10 +14,16 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
+from onnx.external_data_helper import uses_external_data
 
+from onnxprune.files.tensor_bytes import is_packed, raw_size
+from onnxprune.measure import is_weight
 from onnxprune.messages import select, with_numbers
 
-__all__ = ["Deferred", "Pending", "promise"]
+__all__ = ["Deferred", "Pending", "can_wait", "promise", "row_blocks"]
+
+_LARGE = 2**20  # bytes from which on it pays to let a constant wait
+_BLOCK = 4 * 2**20  # bytes of a constant that are computed at a time
 
 Pending: TypeAlias = Callable[[], Iterator[NDArray[np.generic]]]
 """Computes the numbers of a constant in blocks, whose first axes lie one after another."""
@@ -41,6 +47,17 @@ class Deferred:
             if tensor.name in self.pending:
                 tensor.CopyFrom(with_numbers(tensor, np.concatenate(list(self.pending[tensor.name]()))))
         return result
+
+
+def can_wait(stored: TensorProto) -> bool:
+    """Whether a constant may be computed when it is written: a large weight, which nobody reads as sizes or indices."""
+    return uses_external_data(stored) and is_weight(stored) and raw_size(stored) >= _LARGE and not is_packed(stored)
+
+
+def row_blocks(values: NDArray[np.generic]) -> Iterator[slice]:
+    """Runs of indices of the first axis, as many as fit the cache."""
+    step = max(1, _BLOCK * len(values) // max(1, values.nbytes))
+    return (slice(start, start + step) for start in range(0, len(values), step))
 
 
 def promise(held: TensorProto, name: str, dims: Sequence[int]) -> TensorProto:

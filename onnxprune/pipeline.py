@@ -42,7 +42,7 @@ from onnxprune.passes.flow import Blocks
 from onnxprune.passes.fold import Dead, dead_groups, fold, nonzero_slices, same_channels, signal_blocks
 from onnxprune.passes.kernel_scores import KERNEL_METHODS
 from onnxprune.passes.kernel_slices import Kernels, cut_kernels, kernels_of
-from onnxprune.passes.masked import masked_reference
+from onnxprune.passes.masked import masked_deferred
 from onnxprune.passes.narrow import Narrowed, Restructure, can_narrow, narrow
 from onnxprune.passes.rewrite import rewrite, rewrite_deferred
 from onnxprune.passes.scores import METHODS
@@ -171,21 +171,34 @@ class Result:
         """The pruned model, whole and in memory."""
         return self.made.model
 
-    @cached_property
+    @property
     def masked(self) -> ModelProto:
-        """The masked reference: the original with the planned weights set to zero."""
-        if self.cut is not None:
-            return self.cut
-        return masked_reference(self.channel_map, self.keep)
+        """The masked reference: the original with the planned weights set to zero, whole and in memory."""
+        return self.made_masked.model
+
+    @cached_property
+    def made_masked(self) -> Deferred:
+        """The same, of which large weights may not be set to zero yet."""
+        return Deferred(self.cut) if self.cut is not None else masked_deferred(self.channel_map, self.keep)
 
     @property
     def reference(self) -> ModelProto:
         """What the pruned model must agree with: the masked reference, or in lossless mode the original."""
-        return self.unpruned if self.plan.sparsity is None else self.masked
+        return self.made_reference.model
+
+    @property
+    def made_reference(self) -> Deferred:
+        """The same, of which large weights may not be set to zero yet."""
+        return Deferred(self.unpruned) if self.plan.sparsity is None else self.made_masked
 
     def save(self, out: str | Path, check: Callable[[Path], None] | None = None) -> list[Path]:
         """Write the pruned model, whole or not at all; see ``onnxprune.model_io.save``."""
         return save(self.made.outline, out, source=self.source, check=check, pending=self.made.pending)
+
+    def save_masked(self, out: str | Path, check: Callable[[Path], None] | None = None) -> list[Path]:
+        """Write the masked reference, whole or not at all; see ``onnxprune.model_io.save``."""
+        made = self.made_masked
+        return save(made.outline, out, source=self.source, check=check, pending=made.pending)
 
     def verified(
         self,
@@ -540,9 +553,9 @@ def _verified(
 ) -> Verification:
     check_footprint(result.original.graph, result.original.shapes)
     with scratch_folder() as scratch:
-        reference = _as_runnable(result, result.reference, scratch / "reference.onnx")
+        reference = _as_runnable(result, result.made_reference, scratch / "reference.onnx")
         tried = _as_runnable(result, candidate, scratch / "pruned.onnx")
-        inside = [name for name in squashed_tensors(result.reference) if _is_unchanged(result, name)]
+        inside = [name for name in squashed_tensors(result.made_reference.outline) if _is_unchanged(result, name)]
         found = verify(
             reference, tried, provider=provider, shapes=shapes, seed=seed, folder=result.folder, inside=inside
         )

@@ -11,8 +11,8 @@ import onnx
 from onnx import ModelProto, TensorProto, numpy_helper
 
 import onnxprune
+from onnxprune import deferred
 from onnxprune.files.tensor_walk import tensors
-from onnxprune.passes import rewrite
 
 __all__ = ["assert_same_outside", "saved_outside"]
 
@@ -27,17 +27,19 @@ def saved_outside(model: ModelProto, path: Path) -> Path:
 
 def assert_same_outside(model: ModelProto, **options: Any) -> int:
     """Prune a model in memory, and its files to files and to memory; how many weights are cut as they are written."""
-    expected = onnxprune.prune(model, check=False, **options).model
+    expected = onnxprune.prune(model, check=False, **options)
     with (
         tempfile.TemporaryDirectory() as folder,
-        patch.object(rewrite, "_LARGE", 1),
-        patch.object(rewrite, "_BLOCK", 64),
+        patch.object(deferred, "_LARGE", 1),
+        patch.object(deferred, "_BLOCK", 64),
     ):
         path = saved_outside(model, Path(folder) / "model.onnx")
         result = onnxprune.prune(path, check=False, **options)
         result.save(Path(folder) / "out.onnx")
-        _assert_same(onnx.load(Path(folder) / "out.onnx"), expected)
-        _assert_same(_with_data(result.model, Path(folder)), expected)
+        result.save_masked(Path(folder) / "masked.onnx")
+        _assert_same(onnx.load(Path(folder) / "out.onnx"), expected.model)
+        _assert_same(_with_data(result.model, Path(folder)), expected.model)
+        _assert_same(onnx.load(Path(folder) / "masked.onnx"), expected.masked)
         return len(result.made.pending)
 
 

@@ -16,6 +16,7 @@ from outside import assert_same_outside, saved_outside
 from random_models import random_model, unusual_model
 
 import onnxprune
+from onnxprune import deferred
 from onnxprune.errors import ModelError, VerificationError
 from onnxprune.files import staging
 from onnxprune.graph import Graph
@@ -51,7 +52,7 @@ def test_small_weights_and_indices_do_not_wait(chain: ModelProto, tmp_path: Path
 def test_a_weight_that_waits_is_not_in_memory(
     chain: ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rewrite, "_LARGE", 1)
+    monkeypatch.setattr(deferred, "_LARGE", 1)
     result = onnxprune.prune(saved_outside(chain, tmp_path / "model.onnx"), sparsity=0.5, check=False)
     assert set(result.made.pending) == {"w", "v"}
     assert not any(tensor.raw_data for tensor in result.made.outline.graph.initializer)
@@ -74,7 +75,7 @@ def _of_another_type(values: NDArray[Any], axes: Any, keep: Any) -> Iterator[NDA
 def test_what_is_written_is_what_was_declared(
     wrong: Any, chain: ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rewrite, "_LARGE", 1)
+    monkeypatch.setattr(deferred, "_LARGE", 1)
     monkeypatch.setattr(rewrite, "kept_blocks", wrong)
     result = onnxprune.prune(saved_outside(chain, tmp_path / "model.onnx"), sparsity=0.5, check=False)
     before = sorted(tmp_path.iterdir())

@@ -7,6 +7,7 @@ were written.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,18 +135,23 @@ def guessed_batch_spelled_out(patch: pytest.MonkeyPatch) -> None:
 
 def bias_not_masked(patch: pytest.MonkeyPatch) -> None:
     """Only weights are set to zero: a removed channel still carries its bias."""
-    right = masked._masked_names
+    right = masked._cuts
 
-    def wrong(channel_map: ChannelMap) -> list[str]:
-        return [name for name in right(channel_map) if len(channel_map.graph.constants[name].dims) > 1]
+    def wrong(channel_map: ChannelMap, keep: NDArray[np.bool_]) -> Any:
+        found = right(channel_map, keep)
+        return {name: cuts for name, cuts in found.items() if len(channel_map.graph.constants[name].dims) > 1}
 
-    patch.setattr(masked, "_masked_names", wrong)
+    patch.setattr(masked, "_cuts", wrong)
 
 
 def inputs_not_masked(patch: pytest.MonkeyPatch) -> None:
     """Weights are set to zero along the first axis only."""
-    right = masked._axes
-    patch.setattr(masked, "_axes", lambda channel_map, edge: right(channel_map, edge)[:1])
+    right = masked._cuts
+
+    def wrong(channel_map: ChannelMap, keep: NDArray[np.bool_]) -> Any:
+        return {n: [cut for cut in cuts if cut.axis == 0] for n, cuts in right(channel_map, keep).items()}
+
+    patch.setattr(masked, "_cuts", wrong)
 
 
 def zero_point_forgotten(patch: pytest.MonkeyPatch) -> None:

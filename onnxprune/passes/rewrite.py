@@ -18,22 +18,16 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune.bodies import FORMAL, RESULT, loops, number, restore, results_of
-from onnx.external_data_helper import uses_external_data
 
 from onnxprune.channels import Axes, ChannelMap
-from onnxprune.deferred import Deferred, Pending, promise
+from onnxprune.deferred import Deferred, Pending, can_wait, promise, row_blocks
 from onnxprune.editing import Edits, NodeEditor
 from onnxprune.errors import ModelError
-from onnxprune.files.tensor_bytes import is_packed, raw_size
 from onnxprune.graph import Edge, attribute, constant_of, subgraphs
-from onnxprune.measure import is_weight
 from onnxprune.messages import select, set_attributes, set_constant, set_sizes, with_numbers, without
 from onnxprune.ops import table
 
 __all__ = ["rewrite", "rewrite_deferred"]
-
-_LARGE = 2**20  # bytes from which on it pays to let a constant wait
-_BLOCK = 4 * 2**20  # bytes of a constant that are cut at a time
 
 G_LOGGER.severity = G_LOGGER.CRITICAL  # it writes to stdout
 
@@ -71,11 +65,9 @@ def take_kept(values: NDArray[np.generic], axes: Axes, keep: NDArray[np.bool_]) 
 
 
 def kept_blocks(values: NDArray[np.generic], axes: Axes, keep: NDArray[np.bool_]) -> Iterator[NDArray[np.generic]]:
-    """``take_kept`` of some indices of the first axis at a time, as many as fit the cache."""
+    """``take_kept`` of some indices of the first axis at a time."""
     first, *rest = axes
-    step = max(1, _BLOCK * len(values) // max(1, values.nbytes))
-    for start in range(0, len(values), step):
-        own = slice(start, start + step)
+    for own in row_blocks(values):
         yield take_kept(values[own], (None if first is None else first[own], *rest), keep)
 
 
@@ -288,7 +280,7 @@ class _Rewriter:
         """The same of an initializer, whose numbers may be cut out later."""
         source, axes = self.parts.get(held.name, ("", ()))
         stored = self.map.graph.constants.get(source)
-        if not self.is_deferring or stored is None or not _can_wait(stored):
+        if not self.is_deferring or stored is None or not can_wait(stored):
             return self._sliced_tensor(held)
         kept = (n if ids is None else np.count_nonzero(self.keep[ids]) for n, ids in zip(stored.dims, axes, strict=True))
         self.dims[held.name] = [int(n) for n in kept]
@@ -353,11 +345,6 @@ class _Rewriter:
             dims = value.type.tensor_type.shape.dim
             if ids is not None and not np.all(self.keep[ids]) and axis < len(dims) and dims[axis].HasField("dim_value"):
                 dims[axis].dim_value = int(np.count_nonzero(self.keep[ids]))
-
-
-def _can_wait(stored: TensorProto) -> bool:
-    """Whether a constant may be cut when it is written: a large weight, which nobody reads as sizes or indices."""
-    return uses_external_data(stored) and is_weight(stored) and raw_size(stored) >= _LARGE and not is_packed(stored)
 
 
 def _add_constants(model: ModelProto, tensors: Sequence[TensorProto]) -> None:
