@@ -33,7 +33,7 @@ from onnxprune.passes.cost import MEASURES
 from onnxprune.pipeline import Options, Result, method_names, prune
 from onnxprune.plan import Plan
 from onnxprune.report import report_json
-from onnxprune.runtime import Inputs, Provider, load_structure, resolve_provider
+from onnxprune.runtime import Inputs, Provider, is_large, load_structure, resolve_provider
 from onnxprune.terminal import Terminal
 from onnxprune.verify import verify
 
@@ -192,7 +192,7 @@ def _same(a: Path, b: Path) -> bool:
 @_shape
 @_provider
 @click.option("--no-verify", is_flag=True, help="Do not run the result (nor time it).")
-@click.option("--bench", is_flag=True, help="Time original and result thoroughly.")
+@click.option("--bench", is_flag=True, help="Time original and result thoroughly, also models of over 1 GB.")
 @click.option("--threads", type=int, default=1, show_default=True, help="Threads for timing.")
 @click.option("--force", is_flag=True, help="Allow overwriting MODEL itself.")
 @_seed
@@ -264,6 +264,7 @@ def _written(
                 lambda: result.verified(staged, provider=provider, shapes=shapes, seed=seed).verification, provider,
                 f"nothing was written; --no-verify does not run the model, {_OTHERWISE}",
             ))
+        if not no_verify and (bench or not is_large(result.unpruned)):
             progress("timing")
             timed = benchmark(
                 [files.model, staged],

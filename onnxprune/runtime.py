@@ -24,6 +24,7 @@ from onnx import TensorProto, helper
 from onnx.external_data_helper import uses_external_data
 
 from onnxprune.errors import ModelError, UsageError
+from onnxprune.files.tensor_bytes import raw_size
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, IOBinding, OrtValue
@@ -35,6 +36,7 @@ __all__ = [
     "Provider",
     "bind",
     "existing_file",
+    "is_large",
     "load_structure",
     "open_session",
     "output_names",
@@ -55,6 +57,7 @@ _CHAINS: Final[dict[str, tuple[str, ...]]] = {
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
     "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
 }
+_LARGE: Final = 1_000_000_000  # bytes
 _FATAL: Final = 4  # the only severity that ONNX Runtime may print: its errors come back as exceptions
 _WARNING: Final = 2  # its own default
 
@@ -131,6 +134,7 @@ def open_session(
     optimize: bool = True,
     folder: str | Path | None = None,
     tf32: bool = True,
+    in_place: bool = False,
 ) -> InferenceSession:
     """A session that can run the model.
 
@@ -143,6 +147,7 @@ def open_session(
         optimize: whether ONNX Runtime may fuse and rearrange nodes.
         folder: where the external data is, for a model in memory. A file's is beside it.
         tf32: see `resolve_provider`.
+        in_place: read weights where they lie in data files, instead of rearranging them for speed in memory.
 
     Raises:
         UsageError: there is no such file, or the provider does not work here.
@@ -150,13 +155,19 @@ def open_session(
     """
     providers = resolve_provider(provider, tf32=tf32)
     folder = None if isinstance(model, str | Path) else folder
-    session = _create(_loadable(model, folder), providers, _options(threads, optimize, folder))
+    session = _create(_loadable(model, folder), providers, _options(threads, optimize, folder, in_place))
     if not any(0 in value.shape for value in session.get_inputs()):
         return session
     if isinstance(model, str | Path):
         folder = Path(model).resolve().parent
     relaxed = _without_empty_sizes(load_structure(model))
-    return _create(_loadable(relaxed, folder), providers, _options(threads, optimize, folder))
+    return _create(_loadable(relaxed, folder), providers, _options(threads, optimize, folder, in_place))
+
+
+def is_large(model: onnx.ModelProto) -> bool:
+    """Whether a model has so many weights in data files that a copy of them in memory is to be avoided."""
+    outside = (weight for weight in model.graph.initializer if uses_external_data(weight))
+    return sum(map(raw_size, outside)) > _LARGE
 
 
 def load_structure(model: Model) -> onnx.ModelProto:
@@ -204,7 +215,9 @@ def _loadable(model: Model, folder: str | Path | None) -> str | bytes:
     return data
 
 
-def _options(threads: int | None, optimize: bool = True, folder: str | Path | None = None) -> Any:
+def _options(
+    threads: int | None, optimize: bool = True, folder: str | Path | None = None, in_place: bool = False
+) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -213,6 +226,9 @@ def _options(threads: int | None, optimize: bool = True, folder: str | Path | No
     # Threads that spin while they wait take the cores from others: two sessions that took turns on two busy
     # cores were three times as slow with it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if in_place:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if folder is not None:

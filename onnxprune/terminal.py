@@ -74,7 +74,7 @@ class Terminal:
             )
             table.add_row(name, f"{a.p50_ms:.3g} ms", f"{b.p50_ms:.3g} ms", f"{b.speedup:.2f} × as fast")
         self.console.print(table)
-        self._agreement(result)
+        self._agreement(result, bool(latencies))
         if result.connected:
             method, plain = result.connected.method, result.connected.plain_magnitude
             self.console.print(
@@ -90,7 +90,7 @@ class Terminal:
             self.console.print(f"normalised over fewer channels (not exact): {name}")
         self.console.print(f"wrote {out}")
 
-    def _agreement(self, result: Result) -> None:
+    def _agreement(self, result: Result, is_timed: bool) -> None:
         found = result.verification
         against = "the original" if result.plan.sparsity is None else "the masked reference"
         if found is None:
@@ -101,6 +101,8 @@ class Terminal:
             f"largest output error against {against}: {found.error:.1e} of the output's scale "
             f"({found.provider}; {shapes})"
         )
+        if not is_timed:
+            self.console.print("not timed: a model of over 1 GB is with --bench alone")
 
     def _bars(self, layers: Sequence[Layer]) -> None:
         """Widths before and after of the layers that were widest, or with -v of all."""

@@ -25,7 +25,17 @@ from onnx import TensorProto
 from onnxprune.errors import ModelError
 from onnxprune.input_guesses import first_run
 from onnxprune.inputs import Shapes, check_inputs, format_shapes, input_specs
-from onnxprune.runtime import Array, Inputs, Model, Provider, load_structure, open_session, provider_of, run
+from onnxprune.runtime import (
+    Array,
+    Inputs,
+    Model,
+    Provider,
+    is_large,
+    load_structure,
+    open_session,
+    provider_of,
+    run,
+)
 from onnxprune.shaken import shaken
 
 if TYPE_CHECKING:
@@ -340,7 +350,8 @@ def verify(
 ) -> Verification:
     """Run both models, one after the other, on the same inputs, and compare interfaces and outputs.
 
-    Only one session is open at a time. Float32 is multiplied in full precision on CUDA too.
+    Only one session is open at a time. Float32 is multiplied in full precision on CUDA too. Weights of over 1 GB in
+    data files are read where they are, without the optimisations that would copy them.
 
     Args:
         reference: the model that is right.
@@ -436,7 +447,8 @@ def _open(
         model = onnx.ModelProto()
         model.CopyFrom(structure)
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inside)
-    return open_session(model, provider=provider, folder=folder, optimize=optimize, tf32=False)
+    in_place = is_large(structure)
+    return open_session(model, provider=provider, folder=folder, optimize=optimize, tf32=False, in_place=in_place)
 
 
 def _run_second(session: InferenceSession, inputs: Inputs) -> Inputs:

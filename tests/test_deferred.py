@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from command import run
 from exactness import model_of
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
@@ -16,7 +18,7 @@ from outside import assert_same_outside, saved_outside
 from random_models import random_model, unusual_model
 
 import onnxprune
-from onnxprune import deferred
+from onnxprune import deferred, runtime
 from onnxprune.errors import ModelError, VerificationError
 from onnxprune.files import staging
 from onnxprune.graph import Graph
@@ -108,6 +110,40 @@ def test_data_that_was_overwritten_is_not_taken_for_what_was_read(chain: ModelPr
     with pytest.raises(ModelError, match=r"model.onnx.data' was changed after .*; read the model again"):
         result.save(tmp_path / "out.onnx")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_large_model_is_verified_in_place_and_not_timed(
+    chain: ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = list[bool]()
+    right = runtime.open_session
+
+    def open_session(*models: Any, in_place: bool = False, **options: Any) -> Any:
+        asked.append(in_place)
+        return right(*models, in_place=in_place, **options)
+
+    monkeypatch.setattr(runtime, "_LARGE", 0)
+    monkeypatch.setattr(deferred, "_LARGE", 1)
+    monkeypatch.setattr(sys.modules["onnxprune.verify"], "open_session", open_session)
+    monkeypatch.setattr("onnxprune.cli.CAN_FORK", False)  # what is asked in a child is not heard here
+    monkeypatch.setattr("onnxprune.cli.benchmark", None)
+    path = saved_outside(chain, tmp_path / "model.onnx")
+    assert run(path, "-s", "0.5", "-o", tmp_path / "out.onnx") == 0
+    assert asked == [True, True]
+    assert "not timed: a model of over 1 GB is with --bench alone" in capsys.readouterr().out
+
+
+def test_a_wrong_result_is_also_found_in_place(
+    chain: ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(values: NDArray[Any], axes: Any, keep: Any) -> Iterator[NDArray[Any]]:
+        yield np.multiply(rewrite.take_kept(values, axes, keep), np.float32(1.1))
+
+    monkeypatch.setattr(runtime, "_LARGE", 0)
+    monkeypatch.setattr(deferred, "_LARGE", 1)
+    monkeypatch.setattr(rewrite, "kept_blocks", wrong)
+    with pytest.raises(VerificationError, match="does not agree with its reference"):
+        onnxprune.prune(saved_outside(chain, tmp_path / "model.onnx"), sparsity=0.5)
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
