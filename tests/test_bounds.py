@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 
 from onnxprune.graph import Graph
 from onnxprune.ops import build_map
-from onnxprune.passes import bounds
 from onnxprune.passes.bounds import Bounds, Magnitudes
 from onnxprune.passes.flow import channel_blocks, flow
+from onnxprune.passes.in_parts import in_parts
 from onnxprune.passes.norms import operator_block, operator_logs
 from onnxprune.passes.scores import Lean
 
@@ -77,15 +78,23 @@ def test_few_norms_are_computed_exactly() -> None:
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("together", [1, 10, 1 << 18])
-def test_matrices_are_looked_at_in_parts(order: Any, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "_TOGETHER", together)
+@pytest.mark.parametrize("spread", [0, 1, 300])
+def test_matrices_are_looked_at_in_parts(
+    order: Any, together: int, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values far apart, too, of which products keep only the largest."""
+    monkeypatch.setattr(sys.modules[in_parts.__module__], "_TOGETHER", together)
     rng = np.random.default_rng(0)
     w = np.array(rng.standard_normal((7, 5)) * (rng.random((7, 5)) < 0.6), order=order)
-    rows, columns = rng.standard_normal(7), rng.standard_normal(5)
+    rows, columns = rng.standard_normal(7) * spread, rng.standard_normal(5) * spread
+    rows[3] = columns[2] = -np.inf
     with np.errstate(divide="ignore"):
         exact = np.log(np.abs(w))
-    assert np.array_equal(Magnitudes(w).best_of_rows(columns), (exact + columns).max(axis=1))
-    assert np.array_equal(Magnitudes(w).best_of_columns(rows), (exact + rows[:, None]).max(axis=0))
+    for held in (w, w.astype(np.float32)):
+        found, atol = Magnitudes(held), 1e-12 if held is w else 1e-5
+        by_rows, by_columns = (exact + columns).max(axis=1), (exact + rows[:, None]).max(axis=0)
+        np.testing.assert_allclose(found.best_of_rows(columns), by_rows, rtol=0, atol=atol)
+        np.testing.assert_allclose(found.best_of_columns(rows), by_columns, rtol=0, atol=atol)
 
 
 @st.composite
@@ -111,7 +120,7 @@ def test_the_largest_is_found(
 ) -> None:
     exact, low, slack, of_rows, of_columns = case
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bounds, "_TOGETHER", together)
+        patch.setattr(sys.modules[in_parts.__module__], "_TOGETHER", together)
         found = Bounds(low.astype(np.float32), slack + 1e-5, lambda out, into: exact[out, into].astype(np.float32))
         steps = [(found.best_of_rows, of_columns, (exact + of_columns).max(axis=1)),
                  (found.best_of_columns, of_rows, (exact + of_rows[:, None]).max(axis=0))]  # fmt: skip

@@ -3,24 +3,26 @@
 Longest paths ask for the largest of a row or of a column only, which few slices can be. So all norms of a layer are
 found on a coarse grid of frequencies first, at most a known share below what they are on the whole one, and exactly
 where that is not enough to tell which one is the largest. The answers are those that the exact norms give. Those of a
-matrix are its entries, whose logarithms are taken a few rows at a time.
+matrix are its entries.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from onnxprune.passes.in_parts import in_parts
 
 __all__ = ["Bounds", "Logs", "Magnitudes"]
 
 Floats = NDArray[np.floating]
 Places = NDArray[np.int64]
 
-_TOGETHER = 1 << 18  # slices that are looked at together: in the cache, and little memory beside the weights
+_SURE = 1e-25  # of products of float32, of which what is below 1e-38 is lost; there are no weights of 1e13
 
 
 class Logs(ABC):
@@ -37,7 +39,11 @@ class Logs(ABC):
 
 @dataclass(frozen=True)
 class Magnitudes(Logs):
-    """Those of a ``matrix``, which may be a view of a file."""
+    """Those of a ``matrix``, which may be a view of a file.
+
+    Products are faster than logarithms: the largest log |w| + v is where |w|·e^(v − v₀) is largest, with v₀ the largest
+    of the values. Where that is so small that others may have been rounded to nothing, logarithms tell.
+    """
 
     matrix: Floats
 
@@ -55,16 +61,39 @@ class Magnitudes(Logs):
         return self.matrix.strides[0] < self.matrix.strides[1]
 
     def _by_rows(self, matrix: Floats, values: Floats) -> Floats:
-        result = np.empty(len(matrix))
-        for rows in _runs(matrix):
-            result[rows] = (_log(matrix[rows]) + values).max(axis=1, initial=-np.inf)
-        return result
+        factors, top = _factors(values, matrix.dtype)
+        parts = in_parts(lambda rows: _scaled(matrix[rows], factors).max(axis=1, initial=0), *matrix.shape)
+        best = np.concatenate([np.zeros(0), *parts])
+        return _checked(best, top, lambda some: (_log(matrix[some]) + values).max(axis=1, initial=-np.inf),
+                        matrix.shape[1])  # fmt: skip
 
     def _by_columns(self, matrix: Floats, values: Floats) -> Floats:
-        result = np.full(matrix.shape[1], -np.inf)
-        for rows in _runs(matrix):
-            np.maximum(result, (_log(matrix[rows]) + values[rows, None]).max(axis=0, initial=-np.inf), out=result)
-        return result
+        factors, top = _factors(values[:, None], matrix.dtype)
+        parts = in_parts(lambda rows: _scaled(matrix[rows], factors[rows]).max(axis=0, initial=0), *matrix.shape)
+        best = np.max([np.zeros(matrix.shape[1]), *parts], axis=0)
+        return _checked(best, top, lambda some: (_log(matrix[:, some]) + values[:, None]).max(axis=0, initial=-np.inf),
+                        len(matrix))  # fmt: skip
+
+
+def _factors(values: Floats, dtype: np.dtype[np.floating]) -> tuple[Floats, float]:
+    """e^(values − the largest), and the largest; nothing but zeros where that is no number."""
+    top = float(values.max(initial=-np.inf))
+    return (np.exp(values - top) if np.isfinite(top) else np.zeros(values.shape)).astype(dtype), top
+
+
+def _scaled(part: Floats, factors: Floats) -> Floats:
+    result = np.abs(part)
+    result *= factors
+    return result
+
+
+def _checked(best: Floats, top: float, exact: Callable[[Places], Floats], length: int) -> Floats:
+    """Logarithms of the best products; by sums of logarithms where the products are too small. ``length``: of a row."""
+    with np.errstate(divide="ignore"):
+        result = np.log(best) + top
+    unsure = np.flatnonzero(~(best > _SURE))
+    result[unsure] = np.concatenate([np.zeros(0), *in_parts(lambda some: exact(unsure[some]), len(unsure), length)])
+    return np.asarray(result)
 
 
 @dataclass
@@ -88,22 +117,28 @@ class Bounds(Logs):
 
     def best_of_rows(self, values: Floats) -> Floats:
         """See ``Logs``."""
-        best, near = np.empty(len(self.low), self.low.dtype), []
         short, slack = self._short(values)
-        for rows in _runs(self.low):
+
+        def look(rows: slice) -> tuple[Floats, Places]:
             sums = self.low[rows] + short
-            best[rows] = sums.max(axis=1, initial=-np.inf)
-            near.append(self._near(sums, best[rows, None] - slack, rows))
-        out, into = self._places(near)
+            best = sums.max(axis=1, initial=-np.inf)
+            return best, self._near(sums, best[:, None] - slack, rows)
+
+        found = in_parts(look, *self.low.shape)
+        out, into = self._places([near for _, near in found])
+        best = np.concatenate([np.zeros(0), *(best for best, _ in found)])
         return _largest(best, out, self._logs(out, into) + values[into])
 
     def best_of_columns(self, values: Floats) -> Floats:
         """See ``Logs``."""
-        best = np.full(self.low.shape[1], -np.inf, self.low.dtype)
         short, slack = self._short(values[:, None])
-        for rows in _runs(self.low):
-            np.maximum(best, (self.low[rows] + short[rows]).max(axis=0, initial=-np.inf), out=best)
-        near = [self._near(self.low[rows] + short[rows], best - slack, rows) for rows in _runs(self.low)]
+
+        def top(rows: slice) -> Floats:
+            return np.asarray((self.low[rows] + short[rows]).max(axis=0, initial=-np.inf))
+
+        nothing = np.full((1, self.low.shape[1]), -np.inf, self.low.dtype)
+        best = np.max([*nothing, *in_parts(top, *self.low.shape)], axis=0)
+        near = in_parts(lambda rows: self._near(self.low[rows] + short[rows], best - slack, rows), *self.low.shape)
         out, into = self._places(near)
         return _largest(best, into, self._logs(out, into) + values[out])
 
@@ -131,12 +166,6 @@ class Bounds(Logs):
         self.low[rows, columns] = self.exact(rows, columns)
         self.known[rows, columns] = True
         return np.asarray(self.low[out, into])
-
-
-def _runs(matrix: Floats) -> Iterator[slice]:
-    """A few rows at a time."""
-    step = max(1, _TOGETHER // max(1, matrix.shape[1]))
-    return (slice(start, start + step) for start in range(0, len(matrix), step))
 
 
 def _log(part: Floats) -> Floats:

@@ -11,17 +11,16 @@ so that a point of the grid costs as many operations as the kernel is long, not 
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
-from math import pi
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.passes.compiled import compiled
+from onnxprune.passes.in_parts import in_parts
 from onnxprune.passes.spectra import Lag, Lags
 
 __all__ = ["largest_energy"]
@@ -30,7 +29,6 @@ Floats = NDArray[np.floating]
 Places = NDArray[np.int64]
 
 _TOGETHER = 128  # kernels that are searched at once: a few of the processor's vectors
-_SHARE = 1 << 15  # kernels that a thread takes at a time
 
 
 class _Tables(NamedTuple):
@@ -54,18 +52,12 @@ def largest_energy(phases: Sequence[Floats], points: Sequence[int]) -> Floats:
     best = np.empty(len(phases[0]), phases[0].dtype)
     tables = _tables([part.shape[1:] for part in phases], points, best.dtype)
 
-    def search(start: int) -> None:
-        own = slice(start, start + _SHARE)
+    def search(own: slice) -> None:
         rows = [part[own].reshape(len(best[own]), -1) for part in phases]
         _search(np.ascontiguousarray(rows[0]) if len(rows) == 1 else np.concatenate(rows, axis=1), tables, best[own])
 
-    with ThreadPoolExecutor(_processors()) as pool:
-        list(pool.map(search, range(0, len(best), _SHARE)))
+    in_parts(search, len(best), sum(math.prod(part.shape[1:]) for part in phases))
     return best
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _tables(phases: Sequence[tuple[int, ...]], points: Sequence[int], dtype: np.dtype[np.floating]) -> _Tables:
@@ -78,7 +70,7 @@ def _tables(phases: Sequence[tuple[int, ...]], points: Sequence[int], dtype: np.
         if lag in lags.odd:
             pairs += _pairs(phases, (lag[0], *(-d for d in lag[1:])))
         stop.append((half, len(pairs)))
-    first, *beside = (np.arange(n // 2 + 1 if axis < 2 else n) * (2 * pi / n) for axis, n in enumerate(points))
+    first, *beside = (np.arange(n // 2 + 1 if axis < 2 else n) * (2 * math.pi / n) for axis, n in enumerate(points))
     a = np.arange(1 + lags.even[-1][0])
     e = np.array([lag[1:] for lag in lags.even if not lag[0]])
     beta = np.array(list(product(*beside)))

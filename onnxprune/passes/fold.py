@@ -15,6 +15,7 @@ the same function, whatever leaves afterwards. Weights that are read in several 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
@@ -39,6 +40,7 @@ from onnxprune.passes.constants import (
     reads_zero,
 )
 from onnxprune.passes.flow import flow_by_tensor, keeps_apart
+from onnxprune.passes.in_parts import in_parts
 from onnxprune.passes.norms import FloatArray, slices
 from onnxprune.quantised import quantised
 from onnxprune.weights import weight_values
@@ -79,10 +81,16 @@ def nonzero_slices(channel_map: ChannelMap) -> dict[int, BoolArray]:
 
 def _nonzero(w: FloatArray) -> BoolArray:
     flat = w.reshape(*w.shape[:2], -1)
-    found = np.asarray(flat[..., 0] != 0) if flat.shape[2] else np.zeros(w.shape[:2], np.bool_)
-    if flat.shape[2] > 1:
-        unsure = ~found
-        found[unsure] = np.any(flat[unsure] != 0, axis=1)
+    found = np.zeros(w.shape[:2], np.bool_)
+
+    def look(rows: slice) -> None:
+        part = flat[rows]
+        found[rows] = part[..., 0] != 0 if flat.shape[2] else False
+        if flat.shape[2] > 1 and not found[rows].all():
+            unsure = ~found[rows]
+            found[rows][unsure] = np.any(part[unsure] != 0, axis=1)
+
+    in_parts(look, len(flat), math.prod(flat.shape[1:]))
     return np.broadcast_to(np.True_, w.shape[:2]) if found.all() else found
 
 

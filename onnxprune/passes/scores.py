@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from onnxprune.channels import ChannelMap
 from onnxprune.passes.families import families
 from onnxprune.passes.flow import channel_blocks, flow
+from onnxprune.passes.in_parts import in_parts
 from onnxprune.passes.norms import FloatArray, operator_block, slices
 
 __all__ = ["METHODS", "Lean", "Magnitude", "Method", "Random"]
-
-_TOGETHER = 1 << 18  # numbers that are looked at together: in the cache, and little memory beside the weights
 
 
 class Method(Protocol):
@@ -129,14 +128,15 @@ def _energies(w: FloatArray, groups: int) -> tuple[FloatArray, FloatArray]:
 
 
 def _sums(flat: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Squared L2 norms of what lies at each index of the first axis, and of the second; a few of the first at a time."""
-    first, second = np.zeros(flat.shape[0]), np.zeros(flat.shape[1])
-    step = max(1, _TOGETHER // max(1, math.prod(flat.shape[1:])))
-    for start in range(0, len(flat), step):
-        block = _squared(flat[start : start + step])
-        first[start : start + step] = block.sum(axis=1, dtype=np.float64)
-        second += block.sum(axis=0)
-    return first, second
+    """Squared L2 norms of what lies at each index of the first axis, and of the second."""
+
+    def sums(rows: slice) -> tuple[FloatArray, FloatArray]:
+        block = _squared(flat[rows])
+        return block.sum(axis=1, dtype=np.float64), block.sum(axis=0).astype(np.float64)
+
+    found = in_parts(sums, len(flat), math.prod(flat.shape[1:]))
+    first = np.concatenate([np.zeros(0), *(one for one, _ in found)])
+    return first, np.sum([np.zeros(flat.shape[1]), *(other for _, other in found)], axis=0)
 
 
 def _squared(flat: FloatArray) -> FloatArray:
