@@ -20,7 +20,7 @@ from onnxprune.files.tensor_bytes import is_packed, raw_size
 from onnxprune.measure import is_weight
 from onnxprune.messages import select, with_numbers
 
-__all__ = ["Deferred", "Pending", "can_wait", "promise", "row_blocks"]
+__all__ = ["Deferred", "Pending", "can_wait", "is_promise", "promise", "row_blocks"]
 
 _LARGE = 2**20  # bytes from which on it pays to let a constant wait
 _BLOCK = 4 * 2**20  # bytes of a constant that are computed at a time
@@ -66,3 +66,8 @@ def promise(held: TensorProto, name: str, dims: Sequence[int]) -> TensorProto:
     result.name, result.data_location = name, TensorProto.EXTERNAL
     result.dims.extend(dims)
     return result
+
+
+def is_promise(tensor: TensorProto) -> bool:
+    """Whether a tensor is such a declaration."""
+    return bool(uses_external_data(tensor) and not tensor.external_data)

@@ -35,7 +35,7 @@ from google.protobuf.message import DecodeError, EncodeError  # type: ignore[imp
 from onnx import ModelProto, TensorProto
 from onnx.external_data_helper import uses_external_data
 
-from onnxprune.deferred import Pending
+from onnxprune.deferred import Pending, is_promise
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.files.data_file import write_data
 from onnxprune.files.external_data import DataFiles
@@ -332,21 +332,18 @@ def _write(
         raise ModelError(f"tensor {lost!r} is in another file; say of which loaded model (source)")
     if moved:
         files = DataFiles(folder or staged.parent)
-        _check_space(moved, files, staged.parent, pending)
+        _check_space(moved, files, staged.parent)
         untouched = source is not None and len(source.data_files) == 1 and proto == source.proto
         write_data(moved, _data_path(staged), files, pending=pending, in_place=untouched)
     _write_message(outline, staged)
     return [staged, _data_path(staged)] if moved else [staged]
 
 
-def _check_space(
-    moved: Sequence[tuple[TensorProto, TensorProto]], files: DataFiles, folder: Path, pending: Mapping[str, Pending]
-) -> None:
+def _check_space(moved: Sequence[tuple[TensorProto, TensorProto]], files: DataFiles, folder: Path) -> None:
     """Better now than after hours of writing. Raises OSError. Tensors may share a range of the source's data."""
     sources = [source for source, _ in moved]
-    new = {tensor.name for tensor in sources if not uses_external_data(tensor) or tensor.name in pending}
-    made = sum(raw_size(tensor) for tensor in sources if tensor.name in new)
-    ranges = {files.range_of(tensor) for tensor in sources if tensor.name not in new}
+    made = sum(raw_size(tensor) for tensor in sources if not uses_external_data(tensor) or is_promise(tensor))
+    ranges = {files.range_of(tensor) for tensor in sources if uses_external_data(tensor) and not is_promise(tensor)}
     if made + sum(held.length for held in ranges) > shutil.disk_usage(folder).free:
         raise OSError(errno.ENOSPC, "no space left on device")
 

@@ -101,6 +101,24 @@ def test_an_error_of_the_disk_while_writing_is_not_lost(
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_constant_of_the_same_name_is_not_taken_for_one_that_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the tensor in a Constant node is called says nothing."""
+    text = CHAIN.replace("b = Relu(a)", "s = Constant<value = float[1] {1.0}>() r = Relu(a) b = Add(r, s)")
+    chain = model_of(text, w=(32, 3, 3, 3), v=(4, 32, 1, 1))
+    constant = next(node for node in chain.graph.node if node.op_type == "Constant")
+    constant.attribute[0].t.CopyFrom(numpy_helper.from_array(np.full((1, 1, 8, 8), 3, np.float32), "w"))
+    path = tmp_path / "model.onnx"
+    onnx.save(chain, path, save_as_external_data=True, location="w.bin", size_threshold=0, convert_attribute=True)
+    monkeypatch.setattr(deferred, "_LARGE", 1)
+    result = onnxprune.prune(path, sparsity=0.5, check=False)
+    assert result.made.pending
+    result.save(tmp_path / "out.onnx")
+    written = next(node for node in onnx.load(tmp_path / "out.onnx").graph.node if node.op_type == "Constant")
+    assert np.all(numpy_helper.to_array(written.attribute[0].t) == 3)
+
+
 def test_data_that_was_overwritten_is_not_taken_for_what_was_read(chain: ModelProto, tmp_path: Path) -> None:
     """By the result itself, for instance."""
     onnx.save(chain, tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0)

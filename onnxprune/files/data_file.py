@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
-from onnxprune.deferred import Pending
+from onnxprune.deferred import Pending, is_promise
 from onnxprune.errors import ModelError, VerificationError
 from onnxprune.files.external_data import DataFiles, Range
 from onnxprune.files.staging import flushing
@@ -48,7 +48,7 @@ def write_data(
     end = 0
     with path.open("xb") as data, flushing(data) as go_on:
         for source, target in moved:
-            wanted = pending.get(source.name) if uses_external_data(source) else None
+            wanted = pending.get(source.name) if is_promise(source) else None
             held = files.range_of(source) if uses_external_data(source) and wanted is None else None
             size = raw_size(source)
             if held and in_place:
