@@ -36,6 +36,11 @@ class Deferred:
     outline: ModelProto
     pending: Mapping[str, Pending] = field(default_factory=dict)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing has to be computed any more."""
+        return not self.pending or "model" in vars(self)
+
     @cached_property
     def model(self) -> ModelProto:
         """The whole model, in memory."""

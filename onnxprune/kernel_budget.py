@@ -129,7 +129,7 @@ def _between(low: int, high: int, share: float) -> int:
 
 
 def _unreachable(budget: Budget, found: float) -> UnreachableError:
-    most = 1 - found / budget.whole if budget.whole else 0.0
+    most = max(1 - found / budget.whole, 0.0) if budget.whole else 0.0
     wanted, reached = f"sparsity {budget.sparsity:g} of {budget.measure}", math.floor(most * 1e4) / 1e4
     return UnreachableError(
         f"{wanted} cannot be reached at kernel granularity, at most {reached:g} can: the rest is in layers that keep "

@@ -47,7 +47,7 @@ from onnxprune.files.tensor_bytes import check_tensor, raw_size
 from onnxprune.files.tensor_walk import tensors
 from onnxprune.files.wire_format import fields, raw_lengths
 
-__all__ = ["LoadedModel", "check_writable", "checked", "default_output", "load", "loaded", "save"]
+__all__ = ["LoadedModel", "check_unchanged", "check_writable", "checked", "default_output", "load", "loaded", "save"]
 
 _PROTOBUF_LIMIT = 2**31 - 1
 """Bytes a protobuf message can have, https://protobuf.dev/programming-guides/proto-limits/."""
@@ -115,11 +115,12 @@ def checked(proto: ModelProto, folder: str | Path | None = None) -> LoadedModel:
         if out_of_order(proto):
             proto = _copied(proto)
             arrange(proto)
+        outside = tuple(sorted(files.sizes)) if files is not None else ()
+        stamps = tuple(map(_stamp, outside))
     except OSError as error:
         raise ModelError(f"the external data in '{folder}' cannot be read: {error.strerror or error}") from None
-    outside = tuple(sorted(files.sizes)) if files is not None else ()
     own = Path(folder) if folder is not None and outside else None
-    return LoadedModel(proto, None, own, None, outside, tuple(map(_stamp, outside)))
+    return LoadedModel(proto, None, own, None, outside, stamps)
 
 
 def load(path: str | Path) -> LoadedModel:
@@ -139,18 +140,19 @@ def load(path: str | Path) -> LoadedModel:
         files = DataFiles(path.parent)
         _check(proto, files, chain(raw_lengths(proto, content), repeat(None)))
         arrange(proto)
+        outside = tuple(sorted(files.sizes))
+        stamps = tuple(map(_stamp, outside))
     except OSError as error:
         raise ModelError(f"'{path}' cannot be read: {error.strerror or error}") from None
     except ModelError as error:
         raise ModelError(f"'{path}': {error}") from None
-    outside = tuple(sorted(files.sizes))
     return LoadedModel(
         proto,
         path,
         path.parent if files.sizes else None,
         len(content) + sum(files.sizes.values()),
         outside,
-        tuple(map(_stamp, outside)),
+        stamps,
     )
 
 
@@ -265,10 +267,11 @@ def save(
     out = Path(out)
     with reporting(out):
         _check_place(out, source)
-        _check_unchanged(source)
+        check_unchanged(source)
     with staging_folder(out) as staging:
         with reporting(out):
             staged = _write(proto, staging / out.name, source, pending or {})
+            check_unchanged(source)
         if check is not None:
             check(staged[0])
         with reporting(out):
@@ -310,9 +313,9 @@ def _check_place(out: Path, source: LoadedModel | None) -> None:
                 raise UsageError(f"'{file}' holds weights of {whose}; choose another name for '{out}'")
 
 
-def _check_unchanged(source: LoadedModel | None) -> None:
-    """Weights are read again when they are written."""
-    for file, stamp in zip(source.data_files, source.stamps, strict=True) if source else ():
+def check_unchanged(source: LoadedModel | None) -> None:
+    """Data files are read again when a result is written or looked at. Raises ModelError where one is another now."""
+    for file, stamp in zip(source.data_files, source.stamps, strict=False) if source else ():
         if file.exists() and _stamp(file) != stamp:
             raise ModelError(f"'{file}' was changed after the model was read; read the model again")
 

@@ -33,7 +33,7 @@ from onnxprune.inputs import Shapes
 from onnxprune.kernel_budget import Budget, Connectivity, Fitted, connectivity, within_budget
 from onnxprune.layers import Census, Layer, census, layers, what_remains
 from onnxprune.measure import count_weights
-from onnxprune.model_io import LoadedModel, loaded, save
+from onnxprune.model_io import LoadedModel, check_unchanged, loaded, save
 from onnxprune.ops import build_map
 from onnxprune.passes.channel_graph import EdgeMask
 from onnxprune.passes.cost import MEASURES, Measure, cost_of
@@ -168,13 +168,18 @@ class Result:
 
     @property
     def model(self) -> ModelProto:
-        """The pruned model, whole and in memory."""
-        return self.made.model
+        """The pruned model, whole and in memory. Raises ModelError where data files of the original were changed."""
+        return self._whole(self.made)
+
+    def _whole(self, made: Deferred) -> ModelProto:
+        if not made.is_whole:
+            check_unchanged(self.source)
+        return made.model
 
     @property
     def masked(self) -> ModelProto:
         """The masked reference: the original with the planned weights set to zero, whole and in memory."""
-        return self.made_masked.model
+        return self._whole(self.made_masked)
 
     @cached_property
     def made_masked(self) -> Deferred:
@@ -184,7 +189,7 @@ class Result:
     @property
     def reference(self) -> ModelProto:
         """What the pruned model must agree with: the masked reference, or in lossless mode the original."""
-        return self.made_reference.model
+        return self._whole(self.made_reference)
 
     @property
     def made_reference(self) -> Deferred:

@@ -91,6 +91,7 @@ def windows(b: Builder, x: Value) -> Value | None:
     reach, up = gap * (kernel - 1) + 1, "ceil_mode" in attrs
     sizes = [-(-n // stride) if attrs.get("auto_pad", "").startswith("SAME") else
              (-(-(n - reach) // stride) if up else (n - reach) // stride) + 1 for n in space]  # fmt: skip
+    sizes = [size - (up and (size - 1) * stride >= n) for size, n in zip(sizes, space, strict=True)]  # begins outside
     return b.node(op, [x], (*x.shape[:2], *sizes), **attrs)
 
 

@@ -78,12 +78,14 @@ def test_few_norms_are_computed_exactly() -> None:
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("together", [1, 10, 1 << 18])
+@pytest.mark.parametrize("widest", [2, 1 << 12])
 @pytest.mark.parametrize("spread", [0, 1, 300])
 def test_matrices_are_looked_at_in_parts(
-    order: Any, together: int, spread: float, monkeypatch: pytest.MonkeyPatch
+    order: Any, together: int, widest: int, spread: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Values far apart, too, of which products keep only the largest."""
     monkeypatch.setattr(sys.modules[in_parts.__module__], "_TOGETHER", together)
+    monkeypatch.setattr(sys.modules[in_parts.__module__], "_WIDEST", widest)
     rng = np.random.default_rng(0)
     w = np.array(rng.standard_normal((7, 5)) * (rng.random((7, 5)) < 0.6), order=order)
     rows, columns = rng.standard_normal(7) * spread, rng.standard_normal(5) * spread

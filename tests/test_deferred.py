@@ -119,14 +119,22 @@ def test_a_constant_of_the_same_name_is_not_taken_for_one_that_waits(
     assert np.all(numpy_helper.to_array(written.attribute[0].t) == 3)
 
 
-def test_data_that_was_overwritten_is_not_taken_for_what_was_read(chain: ModelProto, tmp_path: Path) -> None:
+def test_data_that_was_overwritten_is_not_taken_for_what_was_read(
+    chain: ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the result itself, for instance."""
     onnx.save(chain, tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    monkeypatch.setattr(deferred, "_LARGE", 1)
     result = onnxprune.prune(tmp_path / "model.onnx", sparsity=0.5, check=False)
     result.save(tmp_path / "model.onnx")
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(ModelError, match=r"model.onnx.data' was changed after .*; read the model again"):
+    changed = r"model.onnx.data' was changed after .*; read the model again"
+    with pytest.raises(ModelError, match=changed):
         result.save(tmp_path / "out.onnx")
+    with pytest.raises(ModelError, match=changed):
+        assert result.model
+    with pytest.raises(ModelError, match=changed):
+        assert result.masked
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -167,13 +175,17 @@ def test_a_wrong_result_is_also_found_in_place(
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 TYPES = ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16", "INT64", "INT8", "UINT4", "BOOL", "FLOAT8E4M3FN")
+on_linux = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not list open files")
 
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("offset", [0, 3, 64])
-def test_numbers_in_files_are_read_as_onnx_reads_them(kind: str, offset: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dims", [(3, 5), (1,), (0, 4), (200, 1000)])
+def test_numbers_in_files_are_read_as_onnx_reads_them(
+    kind: str, offset: int, dims: tuple[int, ...], tmp_path: Path
+) -> None:
     dtype = helper.tensor_dtype_to_np_dtype(TensorProto.DataType.Value(kind))
-    values = np.random.default_rng(0).integers(0, 2 if kind == "BOOL" else 8, (3, 5)).astype(dtype)
+    values = np.random.default_rng(0).integers(0, 2 if kind == "BOOL" else 8, dims).astype(dtype)
     tensor = numpy_helper.from_array(values, "w")
     (tmp_path / "w.bin").write_bytes(bytes(offset) + tensor.raw_data)
     for key, value in (("location", "w.bin"), ("offset", offset), ("length", len(tensor.raw_data))):
@@ -184,7 +196,17 @@ def test_numbers_in_files_are_read_as_onnx_reads_them(kind: str, offset: int, tm
     found = Graph(model, tmp_path).values("w")
     assert found.dtype == dtype
     assert np.array_equal(found.astype(np.float64), values.astype(np.float64))
-    assert found.flags.writeable == (kind == "UINT4")  # unpacked
+    is_mapped = kind != "UINT4" and values.nbytes >= 2**16 and offset % values.itemsize == 0
+    assert found.shape == dims
+    assert is_mapped <= (not found.flags.writeable)
+
+
+@on_linux
+def test_small_constants_keep_no_file_open(chain: ModelProto, tmp_path: Path) -> None:
+    graph = Graph(onnx.load(saved_outside(chain, tmp_path / "model.onnx"), load_external_data=False), tmp_path)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    held = [graph.values("w") for _ in range(50)]
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 5 < before + len(held)
 
 
 def test_a_data_file_that_was_cut_short_is_one_line(chain: ModelProto, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def _write_blocks(tensor: TensorProto, blocks: Iterable[NDArray[np.generic]], da
         length -= len(block)
         if block.dtype != dtype or list(block.shape[1:]) != rest or length < 0:
             break
-        data.write(numpy_helper.tobytes_little_endian(block))
+        data.write((block if sys.byteorder == "little" else block.byteswap()).tobytes())
     else:
         if not length:
             return

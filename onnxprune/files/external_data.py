@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from math import prod
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
@@ -20,11 +19,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError
-from onnxprune.files.tensor_bytes import raw_size, wrong_length
+from onnxprune.files.tensor_bytes import is_packed, raw_size, wrong_length
 
 __all__ = ["DataFiles", "Range"]
 
 _LARGE = 2**30
+_MAPPED = 2**16  # bytes from which on a tensor is not copied
 _HOLES = 100  # times what is on the disk, from which size on a large file counts as one without content
 
 
@@ -70,16 +70,18 @@ class DataFiles:
     def mapped(self, tensor: TensorProto) -> NDArray[np.generic] | None:
         """A tensor's numbers as they are in the file, a read-only view of it; None where they cannot be used so.
 
-        Small integers that share a byte have to be unpacked, numbers that cross the processor's words to be moved;
-        and a system may not replace a file that is mapped.
+        Numbers that share bytes have to be unpacked, those that cross the processor's words to be moved; and a system
+        may not replace a file that is mapped. What is small is copied: a view keeps its file open.
         Raises: ModelError as ``range_of`` does; OSError and ValueError where the file is gone or cut short.
         """
         file, offset, length = self.range_of(tensor)
         dtype, dims = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)), tuple(tensor.dims)
-        fits = length and length == prod(dims) * dtype.itemsize and offset % dtype.itemsize == 0
-        if not fits or sys.byteorder != "little" or os.name != "posix":
+        if not length:
+            return np.zeros(dims, dtype)
+        if is_packed(tensor) or offset % dtype.itemsize or sys.byteorder != "little" or os.name != "posix":
             return None
-        return np.asarray(np.memmap(file, dtype, "r", offset, dims))
+        found = np.memmap(file, dtype, "r", offset, dims)
+        return np.asarray(found) if length >= _MAPPED else np.array(found)
 
     def _file(self, location: str, name: str) -> Path:
         if location not in self._known:

@@ -11,11 +11,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.passes.in_parts import in_parts
+from onnxprune.passes.in_parts import in_parts, narrow_blocks
 
 __all__ = ["Bounds", "Logs", "Magnitudes"]
 
@@ -69,8 +70,10 @@ class Magnitudes(Logs):
 
     def _by_columns(self, matrix: Floats, values: Floats) -> Floats:
         factors, top = _factors(values[:, None], matrix.dtype)
-        parts = in_parts(lambda rows: _scaled(matrix[rows], factors[rows]).max(axis=0, initial=0), *matrix.shape)
-        best = np.max([np.zeros(matrix.shape[1]), *parts], axis=0)
+        best = np.zeros(matrix.shape[1])
+        for block in narrow_blocks(matrix.shape[1]):
+            tops = in_parts(partial(_tops, matrix[:, block], factors), *matrix[:, block].shape)
+            best[block] = np.max([best[block], *tops], axis=0)
         return _checked(best, top, lambda some: (_log(matrix[:, some]) + values[:, None]).max(axis=0, initial=-np.inf),
                         len(matrix))  # fmt: skip
 
@@ -81,15 +84,21 @@ def _factors(values: Floats, dtype: np.dtype[np.floating]) -> tuple[Floats, floa
     return (np.exp(values - top) if np.isfinite(top) else np.zeros(values.shape)).astype(dtype), top
 
 
+def _tops(matrix: Floats, factors: Floats, rows: slice) -> Floats:
+    """The best product of some rows, for each column."""
+    return np.asarray(_scaled(matrix[rows], factors[rows]).max(axis=0, initial=0))
+
+
 def _scaled(part: Floats, factors: Floats) -> Floats:
     result = np.abs(part)
-    result *= factors
+    with np.errstate(invalid="ignore"):  # infinity times 0
+        result *= factors
     return result
 
 
 def _checked(best: Floats, top: float, exact: Callable[[Places], Floats], length: int) -> Floats:
     """Logarithms of the best products; by sums of logarithms where the products are too small. ``length``: of a row."""
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         result = np.log(best) + top
     unsure = np.flatnonzero(~(best > _SURE))
     result[unsure] = np.concatenate([np.zeros(0), *in_parts(lambda some: exact(unsure[some]), len(unsure), length)])

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["in_parts"]
+__all__ = ["in_parts", "narrow_blocks"]
 
 T = TypeVar("T")
 
 _TOGETHER = 1 << 18  # numbers
+_WIDEST = 1 << 12  # columns
 
 
 def in_parts(work: Callable[[slice], T], rows: int, width: int) -> list[T]:
@@ -27,3 +28,8 @@ def in_parts(work: Callable[[slice], T], rows: int, width: int) -> list[T]:
         return [work(run) for run in runs]
     with ThreadPoolExecutor(min(processors, len(runs))) as pool:
         return list(pool.map(work, runs))
+
+
+def narrow_blocks(columns: int) -> list[slice]:
+    """Runs of columns so narrow that what parts of many rows find for each column is little beside the rows."""
+    return [slice(start, start + _WIDEST) for start in range(0, columns, _WIDEST)]

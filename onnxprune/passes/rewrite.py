@@ -285,7 +285,8 @@ class _Rewriter:
         kept = (n if ids is None else np.count_nonzero(self.keep[ids]) for n, ids in zip(stored.dims, axes, strict=True))
         self.dims[held.name] = [int(n) for n in kept]
         self.pending[held.name] = lambda: kept_blocks(self.map.graph.values(source), axes, self.keep)
-        return promise(stored if held.name not in self.map.graph.constants else held, held.name, self.dims[held.name])
+        declared = held if held.data_type else TensorProto(data_type=stored.data_type)
+        return promise(declared, held.name, self.dims[held.name])
 
     def _write_node(self, graph: GraphProto, index: int, proto: NodeProto) -> None:
         for node in self.edits.before.get(index, ()):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnxprune.channels import ChannelMap
 from onnxprune.passes.families import families
 from onnxprune.passes.flow import channel_blocks, flow
-from onnxprune.passes.in_parts import in_parts
+from onnxprune.passes.in_parts import in_parts, narrow_blocks
 from onnxprune.passes.norms import FloatArray, operator_block, slices
 
 __all__ = ["METHODS", "Lean", "Magnitude", "Method", "Random"]
@@ -41,7 +41,7 @@ class Lean:
     LEAN (Schoonhoven et al. 2020) repeatedly keeps the path of largest product of operator norms. With channels as the
     unit, the order in which such paths first touch channels is the order of the best path *through* each channel, which
     one forward and one backward longest-path pass give for all channels. Keeping the best is topologically consistent
-    by itself: every channel on a channel's best path scores at least as high.
+    by itself: every channel on a channel's best path scores at least as high, up to rounding.
 
     ``norm_grid``: see ``operator_norms``.
     """
@@ -130,13 +130,17 @@ def _energies(w: FloatArray, groups: int) -> tuple[FloatArray, FloatArray]:
 def _sums(flat: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Squared L2 norms of what lies at each index of the first axis, and of the second."""
 
-    def sums(rows: slice) -> tuple[FloatArray, FloatArray]:
-        block = _squared(flat[rows])
-        return block.sum(axis=1, dtype=np.float64), block.sum(axis=0).astype(np.float64)
+    first, second = np.zeros(flat.shape[0]), np.zeros(flat.shape[1])
+    for block in narrow_blocks(flat.shape[1]):
+        found = in_parts(partial(_sums_of_rows, flat[:, block]), len(flat), math.prod(flat[:, block].shape[1:]))
+        first += np.concatenate([np.zeros(0), *(one for one, _ in found)])
+        second[block] = np.sum([second[block], *(other for _, other in found)], axis=0)
+    return first, second
 
-    found = in_parts(sums, len(flat), math.prod(flat.shape[1:]))
-    first = np.concatenate([np.zeros(0), *(one for one, _ in found)])
-    return first, np.sum([np.zeros(flat.shape[1]), *(other for _, other in found)], axis=0)
+
+def _sums_of_rows(flat: FloatArray, rows: slice) -> tuple[FloatArray, FloatArray]:
+    squared = _squared(flat[rows])
+    return squared.sum(axis=1, dtype=np.float64), squared.sum(axis=0).astype(np.float64)
 
 
 def _squared(flat: FloatArray) -> FloatArray:
