@@ -1,7 +1,7 @@
 """Where the weights in the files beside a model lie, believed only as far as it has been checked.
 
-Every range lies inside its file, and every file inside the model's folder. Nothing is copied into memory here: weights
-are views of the file, of which the system holds as much as it has room for.
+Every range lies inside its file, and every file inside the model's folder. Large weights are not copied into memory:
+they are views of the file, of which the system holds as much as it has room for.
 
 Format: https://github.com/onnx/onnx/blob/main/docs/ExternalData.md
 """

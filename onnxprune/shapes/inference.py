@@ -22,8 +22,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx.external_data_helper import uses_external_data
 
 from onnxprune.bodies import DOMAINS, MOST_NODES, RESULT, Crossing, is_marker, number, unfolded_nodes
+from onnxprune.deferred import is_promise
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import Graph, attribute, constant_of
 from onnxprune.shapes.arithmetic import TRACKED, evaluate
@@ -239,7 +241,7 @@ def _with_dims(value: ValueInfoProto, dims: Sequence[int] | None, open_sizes: Se
 def _add_constant(light: GraphProto, graph: Graph, tensor: TensorProto, name: str) -> None:
     if not _is_at_hand(graph, tensor, _SMALL):
         light.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
-    elif tensor.external_data:
+    elif uses_external_data(tensor):
         light.initializer.append(onnx.numpy_helper.from_array(graph.values(name), name))
     else:
         light.initializer.append(tensor)
@@ -248,8 +250,8 @@ def _add_constant(light: GraphProto, graph: Graph, tensor: TensorProto, name: st
 
 def _is_at_hand(graph: Graph, tensor: TensorProto, most: int) -> bool:
     """Whether a constant has so many elements at most, and is there to be looked at."""
-    is_outside = tensor.data_location == TensorProto.EXTERNAL
-    return prod(tensor.dims) <= most and (not is_outside or bool(graph.folder and tensor.external_data))
+    is_readable = not uses_external_data(tensor) or (graph.folder is not None and not is_promise(tensor))
+    return prod(tensor.dims) <= most and is_readable
 
 
 def _collect(graph: GraphProto, result: Shapes) -> None:
